@@ -1,0 +1,148 @@
+"""tensorlite: a small autodiff tensor engine, and data-parallel training on Spark.
+
+`import tensorlite as tl` gives tensors and NumPy-style functions (a Python array API namespace), the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and
+`tl.tree`; `nn`, `optim`, `random` and `data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
+"""
+
+from . import tree
+from ._version import __version__
+from .autodiff import grad, jvp, value_and_grad, vjp
+from .composite import checkpoint, custom_vjp
+from .core import Tensor, TracerError
+from .device import Device, default_device, devices
+from .dtypes import (
+    bfloat16,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    result_type,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from .dtypes import bool_ as bool
+from .graph import make_graph
+from .jit import jit
+from .ops import methods as _methods  # attaches the operators of Tensor
+from .ops.control import stop_gradient
+from .ops.creation import (
+    arange,
+    asarray,
+    empty,
+    empty_like,
+    eye,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    zeros,
+    zeros_like,
+)
+from .ops.elementwise import (
+    abs,
+    acos,
+    acosh,
+    add,
+    asin,
+    asinh,
+    atan,
+    atan2,
+    atanh,
+    bitwise_and,
+    bitwise_invert,
+    bitwise_left_shift,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
+    ceil,
+    clip,
+    cos,
+    cosh,
+    divide,
+    equal,
+    erf,
+    erfinv,
+    exp,
+    expm1,
+    floor,
+    floor_divide,
+    greater,
+    greater_equal,
+    hypot,
+    isfinite,
+    isinf,
+    isnan,
+    less,
+    less_equal,
+    log,
+    log1p,
+    log2,
+    log10,
+    logaddexp,
+    logical_and,
+    logical_not,
+    logical_or,
+    logical_xor,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    not_equal,
+    positive,
+    pow,
+    reciprocal,
+    remainder,
+    round,
+    rsqrt,
+    sigmoid,
+    sign,
+    sin,
+    sinh,
+    sqrt,
+    square,
+    subtract,
+    tan,
+    tanh,
+    trunc,
+    where,
+)
+from .ops.index import take, take_along_axis
+from .ops.linalg import matmul, outer, tensordot, vecdot
+from .ops.methods import astype
+from .ops.reduce import (
+    all,
+    any,
+    argmax,
+    argmin,
+    cumulative_sum,
+    logsumexp,
+    max,
+    mean,
+    min,
+    prod,
+    std,
+    sum,
+    var,
+)
+from .ops.shape import (
+    broadcast_arrays,
+    broadcast_to,
+    concat,
+    expand_dims,
+    flip,
+    matrix_transpose,
+    moveaxis,
+    pad,
+    permute_dims,
+    reshape,
+    squeeze,
+    stack,
+    swapaxes,
+)
+from .vectorize import vmap

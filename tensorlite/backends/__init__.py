@@ -1,0 +1,1 @@
+"""Backends: the kinds of device. Each registers itself when it is imported."""

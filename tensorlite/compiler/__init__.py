@@ -1,0 +1,1 @@
+"""Passes from Graph to Graph. No device is named here but through what its backend lowers."""

@@ -1,0 +1,340 @@
+"""The heart of tensorlite: abstract values, tensors, primitives, and the stack of traces.
+
+Everything that can be computed is a `Primitive`, and every computation goes through `bind`. With nothing to trace, `bind` hands the
+primitive to the device that holds its arguments. While a transform runs, some arguments are *tracers*: tensors that stand
+for a value in that transform. `bind` then gives the primitive to the innermost trace concerned, which applies its own rule
+(a derivative, a batching rule, an equation in a graph) and binds again one level further out.
+
+This file knows no op and no device. Ops attach the operators and methods of `Tensor`; a device is whatever a tensor carries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Rule = Callable[..., Any]
+
+
+class TracerError(TypeError):
+    """A traced value was used where a concrete one is needed, or outlived the transform that made it."""
+
+
+class Aval(NamedTuple):
+    """An abstract value: what is known of a tensor before it is computed."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
+
+
+class Tensor:
+    """An immutable n-dimensional array on a device.
+
+    `data` is the device's own buffer (a NumPy array on the CPU); it has a `shape` and a `dtype`. Make tensors with
+    `tl.asarray`; operators, indexing and methods such as `sum` or `reshape` are attached by `tensorlite.ops.methods`.
+    """
+
+    __slots__ = ("__weakref__", "_data", "device")
+    trace: Trace | None = None  # tracers set it; None means concrete
+    weak = False  # a Python scalar that jit traces: it takes the dtype of what it meets
+    __array_ufunc__ = None  # so that `ndarray + tensor` reaches Tensor.__radd__
+
+    def __init__(self, data: Any, device: Any):
+        self._data = data
+        self.device = device
+
+    @property
+    def data(self) -> Any:
+        """The device's own buffer. Raises `RuntimeError` when it was donated to a jitted call."""
+        data = self._data
+        if data is None:
+            raise RuntimeError(
+                "this tensor was donated to a jitted function (donate_argnums) and its memory is gone; "
+                "use the function's result instead, or do not donate it"
+            )
+        return data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.data.dtype
+
+    @property
+    def aval(self) -> Aval:
+        data = self.data
+        return Aval(data.shape, data.dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def concrete(self, wanted: str) -> Tensor:
+        """The concrete tensor below, or `TracerError`: `wanted` says who asks, e.g. "bool()"."""
+        return self
+
+    def delete(self) -> None:
+        """Give the buffer back now. Later uses of this tensor raise `RuntimeError`."""
+        self._data = None
+
+    def numpy(self) -> np.ndarray:
+        """A read-only NumPy array of the values, without a copy where the device shares memory with the host."""
+        host = self.concrete("conversion to NumPy")
+        array = np.asarray(host.device.to_numpy(host.data)).view()
+        array.flags.writeable = False
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        if dtype is not None and array.dtype != dtype:
+            if copy is False:
+                raise ValueError(f"np.asarray: {self.dtype} to {np.dtype(dtype)} needs a copy")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def item(self) -> Any:
+        """The value of a tensor with one element as a Python scalar."""
+        if self.size != 1:
+            raise ValueError(f"item: only a tensor with one element is a scalar, got shape {self.shape}")
+        return np.asarray(self.concrete("item()").numpy()).reshape(()).item()
+
+    def tolist(self) -> Any:
+        return self.numpy().tolist()
+
+    def _scalar(self, what: str) -> Any:
+        if self.size != 1:
+            raise TypeError(
+                f"{what}: only a tensor with one element converts, got shape {self.shape}; "
+                "reduce it first, e.g. with tl.all, tl.any or tl.sum"
+            )
+        host = self.concrete(what)
+        return np.asarray(host.device.to_numpy(host.data)).reshape(()).item()
+
+    def __bool__(self) -> bool:
+        return bool(self._scalar("bool()"))
+
+    def __int__(self) -> int:
+        return int(self._scalar("int()"))
+
+    def __float__(self) -> float:
+        return float(self._scalar("float()"))
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"a tensor of dtype {self.dtype} is no index; only integers are")
+        return int(self._scalar("index()"))
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __hash__(self) -> int:
+        raise TypeError("tensors are not hashable: == compares elementwise; use id(t) or a name as the key")
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "tensors are immutable: instead of x[i] = v write x = x.at[i].set(v) (also .add, .multiply, .min, .max)"
+        )
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", prefix="Tensor(", threshold=1000)
+        return f"Tensor({values}, dtype={self.dtype}, device={self.device})"
+
+    def __str__(self) -> str:
+        return str(self.numpy())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+
+class Tracer(Tensor):
+    """A tensor that stands for a value inside a transform; every kind of trace has its own kind of tracer."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aval.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.aval.dtype
+
+    @property
+    def data(self) -> Any:
+        raise TracerError(f"{type(self).__name__} of {self.aval} is traced and holds no data of its own")
+
+    def __repr__(self) -> str:
+        return f"Traced({self.aval}, {self.trace})"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self) if not spec else format(self._scalar(f"format {spec!r}"), spec)
+
+
+class Primitive:
+    """An operation and everything that is true of it on every device.
+
+    The rules are attached with decorators, in this order:
+
+    - `shape(*avals, **params) -> Aval or tuple of Avals`: also the place where arguments are checked;
+    - `numpy(*arrays, **params) -> array or tuple of arrays`: the reference implementation;
+    - `vjp(ans, *args, **params) -> pull or tuple of pulls`: one function from the cotangent of `ans` to the cotangent of
+      each argument, None for an argument without derivative. Pulls are linear, since forward mode is the pullback of the
+      pullback. A single argument may return its pull bare.
+    - `fwd(needs, *args, **params) -> (ans, pull)` instead of `vjp` where the differentiated forward differs or the pulls share
+      work: `needs[i]` says whether argument i is differentiated, `pull(ct)` gives a tuple with one entry per argument (of
+      several results, `ct` is a tuple in which None stands for zero);
+    - `batch(args, batched, **params) -> result`: `batched[i]` says whether axis 0 of argument i is the batch; every result
+      has the batch at axis 0.
+
+    Parameters must be hashable. Heavy device kernels are registered by backends, not here.
+    """
+
+    body: Rule | None = None  # a composite's decomposition into primitives
+
+    def __init__(self, name: str, *, differentiable: bool = True):
+        if name in primitives:
+            raise ValueError(f"there is already a primitive named {name!r}")
+        self.name = name
+        self.differentiable = differentiable
+        self.shape_rule: Rule | None = None
+        self.numpy_rule: Rule | None = None
+        self.vjp_rule: Rule | None = None
+        self.fwd_rule: Rule | None = None
+        self.batch_rule: Rule | None = None
+        self.register()
+
+    def register(self) -> None:
+        primitives[self.name] = self
+
+    def shape(self, rule: Rule) -> Rule:
+        self.shape_rule = rule
+        return rule
+
+    def numpy(self, rule: Rule) -> Rule:
+        self.numpy_rule = rule
+        return rule
+
+    def vjp(self, rule: Rule) -> Rule:
+        self.vjp_rule = rule
+        return rule
+
+    def fwd(self, rule: Rule) -> Rule:
+        self.fwd_rule = rule
+        return rule
+
+    def batch(self, rule: Rule) -> Rule:
+        self.batch_rule = rule
+        return rule
+
+    def abstract(self, *avals: Aval, **params: Any) -> Aval | tuple[Aval, ...]:
+        """Shapes and dtypes of the results; raises what the shape rule raises for bad arguments."""
+        if self.shape_rule is None:
+            raise NotImplementedError(f"{self.name} has no shape rule")
+        return self.shape_rule(*avals, **params)
+
+    def __call__(self, *args: Tensor, **params: Any) -> Any:
+        return bind(self, *args, **params)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+primitives: dict[str, Primitive] = {}  # every primitive by name: tests and backends walk it
+
+
+class Trace:
+    """One running transform. Traces nest; a higher `level` is further in."""
+
+    name = "trace"
+
+    def __init__(self, level: int):
+        self.level = level
+        self.alive = True
+
+    def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
+        """Apply `prim` under this trace. Arguments of other traces are constants to it."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _Traces(threading.local):
+    """The traces running in this thread. `floor` is the innermost graph trace: it captures even operations on constants."""
+
+    level: int = 0
+    floor: Trace | None = None
+
+
+_traces = _Traces()
+
+
+@contextlib.contextmanager
+def new_trace(make: Callable[..., Any], *args: Any, is_floor: bool = False) -> Iterator[Any]:
+    """Run the body under a new innermost trace `make(level, *args)`, which is dead afterwards."""
+    level, floor = _traces.level, _traces.floor
+    trace = make(level + 1, *args)
+    _traces.level = level + 1
+    if is_floor:
+        _traces.floor = trace
+    try:
+        yield trace
+    finally:
+        trace.alive = False
+        _traces.level, _traces.floor = level, floor
+
+
+def tracing_graph() -> Trace | None:
+    """The innermost graph trace running in this thread, or None."""
+    return _traces.floor
+
+
+def bind(prim: Primitive, *args: Tensor, **params: Any) -> Any:
+    """Apply `prim` to tensors: by the innermost trace among them, else by the device that holds them."""
+    top = _traces.floor
+    for arg in args:
+        trace = arg.trace
+        if trace is not None and (top is None or trace.level > top.level):
+            top = trace
+    if top is None:
+        device = args[0].device if args else params["device"]
+        return device.run(prim, args, params)
+    if not top.alive:
+        raise leaked(top, prim)
+    return top.process(prim, args, params)
+
+
+def leaked(trace: Trace, prim: Primitive | None = None) -> TracerError:
+    """The error for a tracer that is used after its transform has ended."""
+    where = f"{prim.name}: " if prim is not None else ""
+    return TracerError(
+        f"{where}got a value traced by {trace}, which has already ended; the value leaked out of the transformed function "
+        "through a global, an attribute or a closure. Return it from the function instead (a module that updates itself, "
+        "such as BatchNorm, is returned by the loss: `return loss, model` with has_aux=True)"
+    )

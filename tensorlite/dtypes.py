@@ -1,0 +1,112 @@
+"""Dtypes and their promotion.
+
+A dtype is a NumPy dtype; bfloat16 comes from ml_dtypes. Promotion follows the Python array API standard within a kind; across kinds the
+result stays in the "higher" kind without widening (int64 with float32 gives float32), as in JAX and PyTorch. A Python scalar takes
+the dtype of the tensor it meets.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .core import Tensor
+
+DType = np.dtype[Any]
+
+bool_ = np.dtype(np.bool_)
+int8, int16, int32, int64 = (np.dtype(f"int{n}") for n in (8, 16, 32, 64))
+uint8, uint16, uint32, uint64 = (np.dtype(f"uint{n}") for n in (8, 16, 32, 64))
+float16, float32, float64 = (np.dtype(f"float{n}") for n in (16, 32, 64))
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+
+default_float = float32
+default_int = int64
+
+SIGNED = frozenset({int8, int16, int32, int64})
+UNSIGNED = frozenset({uint8, uint16, uint32, uint64})
+INTEGERS = SIGNED | UNSIGNED
+FLOATS = frozenset({float16, bfloat16, float32, float64})
+ALL = frozenset({bool_}) | INTEGERS | FLOATS
+
+
+def is_float(dtype: DType) -> bool:
+    return dtype in FLOATS
+
+
+def canonical(dtype: Any) -> DType:
+    """The dtype that `dtype` names (a dtype, a NumPy scalar type, a name, or Python's bool, int, float)."""
+    if dtype is float:
+        return default_float
+    if dtype is int:
+        return default_int
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = bfloat16 if dtype == "bfloat16" else None
+    if result not in ALL:
+        names = ", ".join(sorted(d.name for d in ALL))
+        raise TypeError(f"dtype {dtype!r} is not supported; use one of {names}")
+    return result
+
+
+@functools.cache
+def promote(a: DType, b: DType) -> DType:
+    """The dtype in which values of dtypes `a` and `b` meet."""
+    if a == b:
+        return a
+    if a in FLOATS or b in FLOATS:
+        if not (a in FLOATS and b in FLOATS):
+            return a if a in FLOATS else b
+        if {a, b} == {float16, bfloat16}:
+            return float32
+        return max(a, b, key=lambda d: (d.itemsize, d == float16))
+    if a == bool_ or b == bool_:
+        return b if a == bool_ else a
+    if (a in SIGNED) == (b in SIGNED):
+        return max(a, b, key=lambda d: d.itemsize)
+    signed, unsigned = (a, b) if a in SIGNED else (b, a)
+    if signed.itemsize > unsigned.itemsize:
+        return signed
+    # uint64 meets a signed integer: no integer holds both, so the result is the default float.
+    return default_float if unsigned == uint64 else np.dtype(f"int{16 * unsigned.itemsize}")
+
+
+def of_python_scalar(value: bool | int | float, partner: DType | None = None) -> DType:
+    """The dtype that a Python scalar takes beside a tensor of dtype `partner` (None: alone)."""
+    kind = bool_ if isinstance(value, bool) else default_int if isinstance(value, int) else default_float
+    if partner is None:
+        return kind
+    if kind == bool_ or (kind == default_int and partner != bool_) or partner in FLOATS:
+        return partner
+    return kind
+
+
+def result_type(*values: Any) -> DType:
+    """The dtype in which tensors, arrays, dtypes and Python scalars meet.
+
+    Raises:
+        TypeError: nothing was given, or a dtype is not supported.
+    """
+    scalars = [v for v in values if isinstance(v, bool | int | float) and not isinstance(v, np.generic)]
+    scalars += [v for v in values if isinstance(v, Tensor) and v.weak]
+    strong = [v for v in values if not any(v is s for s in scalars)]
+    dtypes = [v.dtype if hasattr(v, "dtype") else canonical(v) for v in strong]
+    result = functools.reduce(promote, dtypes) if dtypes else None
+    for scalar in scalars:
+        if isinstance(scalar, Tensor):
+            result = of_weak(scalar.dtype, result)
+        else:
+            result = of_python_scalar(scalar, result)
+    if result is None:
+        raise TypeError("result_type: needs at least one tensor, dtype or scalar")
+    return result
+
+
+def of_weak(dtype: DType, partner: DType | None) -> DType:
+    """`of_python_scalar` for a traced scalar, whose value is not known but whose kind is."""
+    example = False if dtype == bool_ else 0 if dtype in INTEGERS else 0.0
+    return of_python_scalar(example, partner)

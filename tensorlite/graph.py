@@ -1,0 +1,231 @@
+"""Graphs: a computation as a list of equations, how a function is traced into one, and how it is printed.
+
+A graph is in single-assignment form. Its atoms are `Var`s and concrete tensors (constants). It is plain data: passes build new
+graphs, backends compile them, and `Graph.run` evaluates one with `bind`, so that any transform can run through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from . import tree
+from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, bind, leaked, new_trace
+from .device import Device, current_device
+from .ops.creation import asarray
+
+
+class Var:
+    """A variable of a graph."""
+
+    __slots__ = ("aval",)
+
+    def __init__(self, aval: Aval):
+        self.aval = aval
+
+
+Atom = Var | Tensor
+
+
+class Equation(NamedTuple):
+    """`outputs = prim[params](inputs)`."""
+
+    prim: Primitive
+    inputs: tuple[Atom, ...]
+    params: dict[str, Any]
+    outputs: tuple[Var, ...]
+
+
+class Graph:
+    """A function of tensors as equations. Equations that no output needs are left out."""
+
+    def __init__(
+        self, inputs: Sequence[Var], equations: Iterable[Equation], outputs: Sequence[Atom], name: str = "f"
+    ):
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.equations = _needed(equations, self.outputs)
+        self.name = name
+        self.derived: dict[Any, Any] = {}  # what others made of this graph: its derivative, its batched form, executables
+
+    @property
+    def in_avals(self) -> tuple[Aval, ...]:
+        return tuple(v.aval for v in self.inputs)
+
+    @property
+    def out_avals(self) -> tuple[Aval, ...]:
+        return tuple(v.aval for v in self.outputs)
+
+    def run(self, *args: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate with `bind`: `args` may be traced by any transform."""
+        values: dict[Var, Tensor] = dict(zip(self.inputs, args, strict=True))
+
+        def read(atom: Atom) -> Tensor:
+            return values[atom] if isinstance(atom, Var) else atom
+
+        for eqn in self.equations:
+            result = bind(eqn.prim, *map(read, eqn.inputs), **eqn.params)
+            results = result if isinstance(result, tuple) else (result,)
+            values.update(zip(eqn.outputs, results, strict=True))
+        return tuple(map(read, self.outputs))
+
+    def __str__(self) -> str:
+        return render(self)
+
+    __repr__ = __str__
+
+
+def _needed(equations: Iterable[Equation], outputs: Sequence[Atom]) -> tuple[Equation, ...]:
+    live = {o for o in outputs if isinstance(o, Var)}
+    kept = []
+    for eqn in reversed(list(equations)):
+        if not live.isdisjoint(eqn.outputs):
+            kept.append(eqn)
+            live.update(a for a in eqn.inputs if isinstance(a, Var))
+    return tuple(reversed(kept))
+
+
+class GraphTracer(Tracer):
+    """A tensor that will exist when the graph runs."""
+
+    __slots__ = ("aval", "trace", "var", "weak")
+
+    def __init__(self, trace: GraphTrace, var: Var, weak: bool = False):
+        self.trace = trace
+        self.var = var
+        self.aval = var.aval  # type: ignore[misc]
+        self.weak = weak
+
+    @property
+    def device(self) -> Any:  # type: ignore[override]
+        return self.trace.device  # type: ignore[union-attr]
+
+    def concrete(self, wanted: str) -> Tensor:
+        raise TracerError(
+            f"{wanted} needs a concrete value, but while {self.trace} traces, this {self.aval} has none; "
+            "use tl.where or tl.cond instead of a Python `if` or `while` on it, move the branch out of the traced function, or make the "
+            "value a static argument (static_argnums)"
+        )
+
+
+class GraphTrace(Trace):
+    """Writes an equation for every primitive that runs, on constants too."""
+
+    def __init__(self, level: int, device: Device, name: str):
+        super().__init__(level)
+        self.device = device
+        self.name = name
+        self.equations: list[Equation] = []
+        self.captured: dict[int, tuple[Tensor, Var]] = {}  # tracers of outer transforms that the function closes over
+
+    def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
+        result = prim.abstract(*[arg.aval for arg in args], **params)
+        several = not isinstance(result, Aval)
+        outputs = tuple(Var(aval) for aval in (result if several else (result,)))
+        self.equations.append(Equation(prim, tuple(map(self.atom, args)), params, outputs))
+        tracers = tuple(GraphTracer(self, var) for var in outputs)
+        return tracers if several else tracers[0]
+
+    def atom(self, x: Tensor) -> Atom:
+        """`x` in this graph: its variable, itself if it is a constant, or a new input if an outer transform traces it."""
+        trace = x.trace
+        if trace is None:
+            return x
+        if trace is self:
+            return x.var  # type: ignore[attr-defined]
+        if not trace.alive or trace.level > self.level:
+            raise leaked(trace)
+        if id(x) not in self.captured:
+            self.captured[id(x)] = (x, Var(x.aval))
+        return self.captured[id(x)][1]
+
+
+class Traced(NamedTuple):
+    """A traced function: the graph's first inputs are `captured`, tracers of outer transforms that it closes over."""
+
+    graph: Graph
+    captured: tuple[Tensor, ...]
+    out_def: tree.TreeDef
+
+
+def trace_graph(
+    f: Callable[..., Any],
+    avals: Sequence[Aval],
+    *,
+    device: Device | None = None,
+    name: str | None = None,
+    what: str = "tl.jit",
+    weak: Sequence[bool] | None = None,
+) -> Traced:
+    """Trace `f`, a function of tensors, at these avals. Its result may be any pytree of tensors and scalars.
+
+    `weak[i]` marks an argument that was a Python scalar.
+    """
+    name = name or getattr(f, "__name__", type(f).__name__)
+    weak = weak or [False] * len(avals)
+    with new_trace(GraphTrace, device or current_device(), f"{what} of {name}", is_floor=True) as trace:
+        variables = [Var(aval) for aval in avals]
+        out = f(*[GraphTracer(trace, v, w) for v, w in zip(variables, weak, strict=True)])
+        leaves, out_def = tree.flatten(out)
+        outputs = [trace.atom(asarray(leaf)) for leaf in leaves]
+    captured = tuple(x for x, _ in trace.captured.values())
+    lifted = [var for _, var in trace.captured.values()]
+    return Traced(Graph([*lifted, *variables], trace.equations, outputs, name), captured, out_def)
+
+
+def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
+    """`make_graph(f)(*args)` is the graph of `f` at the shapes and dtypes of `args` (pytrees); print it to read it."""
+
+    def traced(*args: Any, **kwargs: Any) -> Graph:
+        leaves, treedef = tree.flatten((args, kwargs))
+        leaves = [asarray(leaf) for leaf in leaves]
+
+        def flat(*flat_args: Tensor) -> Any:
+            new_args, new_kwargs = tree.unflatten(treedef, flat_args)
+            return f(*new_args, **new_kwargs)
+
+        name = getattr(f, "__name__", type(f).__name__)
+        result = trace_graph(flat, [leaf.aval for leaf in leaves], name=name, what="tl.make_graph")
+        return result.graph
+
+    return traced
+
+
+def render(graph: Graph, indent: str = "") -> str:
+    """The graph as text, one equation a line, graphs inside parameters indented below theirs."""
+    names: dict[Var, str] = {}
+
+    def name(atom: Atom) -> str:
+        if isinstance(atom, Var):
+            return names.setdefault(atom, _letters(len(names)))
+        return f"{atom.item()}" if atom.shape == () else f"const {atom.aval}"
+
+    def typed(atom: Atom) -> str:
+        return f"{name(atom)}: {atom.aval}"
+
+    lines = [f"{indent}{graph.name}({', '.join(map(typed, graph.inputs))}):"]
+    for eqn in graph.equations:
+        plain = {k: v for k, v in eqn.params.items() if not isinstance(v, Graph)}
+        params = f"[{', '.join(f'{k}={_brief(v)}' for k, v in plain.items())}]" if plain else ""
+        inputs = " ".join(map(name, eqn.inputs))
+        lines.append(f"{indent}  {', '.join(map(typed, eqn.outputs))} = {eqn.prim}{params} {inputs}".rstrip())
+        inner = [v for v in eqn.params.values() if isinstance(v, Graph)]
+        lines += [render(sub, indent + "    ") for sub in inner]
+    lines.append(f"{indent}  return {', '.join(map(name, graph.outputs))}")
+    return "\n".join(lines)
+
+
+def _letters(number: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    text = ""
+    number += 1
+    while number:
+        number, digit = divmod(number - 1, 26)
+        text = chr(ord("a") + digit) + text
+    return text
+
+
+def _brief(value: Any) -> str:
+    if callable(value) and hasattr(value, "__name__"):
+        return value.__name__
+    return str(value)

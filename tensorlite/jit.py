@@ -1,0 +1,253 @@
+"""jit: trace once for each signature, compile for the device, and call.
+
+A jitted function is one primitive, `call`, whose parameter is a graph; so every transform goes through it. Its derivative traces the
+forward and the backward computation jointly and splits that graph by dependence on the cotangents, so `grad(jit(f))` runs two compiled
+halves. A new signature (structure, shapes, dtypes, device, static values) is traced anew: a graph is never replayed for
+arguments that it was not traced for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from . import dtypes, tree
+from .autodiff import flat_vjp
+from .core import Aval, Primitive, Tensor, bind, tracing_graph
+from .device import Device, current_device
+from .graph import Atom, Equation, Graph, Traced, Var, trace_graph
+from .ops.creation import asarray, zeros_like
+from .vectorize import vmap
+
+call_p = Primitive("call")
+
+
+@call_p.shape
+def _(*avals: Aval, graph: Graph) -> tuple[Aval, ...]:
+    return graph.out_avals
+
+
+@call_p.fwd
+def _(needs: tuple[bool, ...], *args: Tensor, graph: Graph) -> Any:
+    halves = _derivative(graph, needs, args[0].device if args else current_device())
+    results = bind(call_p, *args, graph=halves.forward)
+    count = len(graph.outputs)
+    ans, residuals = results[:count], results[count:]
+
+    def pull(cts: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        full = [zeros_like(a) if ct is None else ct for ct, a in zip(cts, ans, strict=True)]
+        gradients = iter(bind(call_p, *residuals, *full, graph=halves.backward))
+        return [next(gradients) if need else None for need in needs]
+
+    return ans, pull
+
+
+@call_p.batch
+def _(args: list[Tensor], batched: list[bool], *, graph: Graph) -> tuple[Tensor, ...]:
+    sizes = {a.shape[0] for a, b in zip(args, batched, strict=True) if b}
+    key = ("batched", tuple(batched), *sizes)
+    if key not in graph.derived:
+        axes = tuple(0 if b else None for b in batched)
+        traced = trace_graph(
+            vmap(graph.run, axes), [a.aval for a in args], device=args[0].device, name=graph.name
+        )
+        graph.derived[key] = traced.graph
+    return bind(call_p, *args, graph=graph.derived[key])
+
+
+class Halves(NamedTuple):
+    """`forward(*args) -> (*outputs, *residuals)` and `backward(*residuals, *cotangents) -> cotangents of the needed args`."""
+
+    forward: Graph
+    backward: Graph
+
+
+def _derivative(graph: Graph, needs: tuple[bool, ...], device: Device) -> Halves:
+    key = ("derivative", needs)
+    if key not in graph.derived:
+        n_args, n_outs = len(graph.inputs), len(graph.outputs)
+        floats = [dtypes.is_float(aval.dtype) for aval in graph.out_avals]
+
+        def joint(*xs: Tensor) -> tuple[Tensor, ...]:
+            args, cts = xs[:n_args], xs[n_args:]
+            values, pull = flat_vjp(graph.run, args, needs)
+            gradients = pull([ct if is_float else None for ct, is_float in zip(cts, floats, strict=True)])
+            wanted = [x for x, need in zip(args, needs, strict=True) if need]
+            return values + tuple(zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True))
+
+        traced = trace_graph(joint, graph.in_avals + graph.out_avals, device=device, name=graph.name)
+        graph.derived[key] = split(traced.graph, n_args, n_outs)
+    return graph.derived[key]
+
+
+def split(joint: Graph, n_args: int, n_outs: int) -> Halves:
+    """Cut a graph of (args, cotangents) -> (outputs, gradients) in two: what depends on a cotangent goes into the second half.
+
+    Constants that are made from nothing go into both rather than being kept in between.
+    """
+    late: set[Atom] = set(joint.inputs[n_args:])
+    free: set[Atom] = set()
+    first: list[Equation] = []
+    second: list[Equation] = []
+    for eqn in joint.equations:
+        if not late.isdisjoint(a for a in eqn.inputs if isinstance(a, Var)):
+            second.append(eqn)
+            late.update(eqn.outputs)
+            continue
+        first.append(eqn)
+        if not eqn.inputs:
+            second.append(eqn)
+            free.update(eqn.outputs)
+    gradients = joint.outputs[n_outs:]
+    read = [a for eqn in second for a in eqn.inputs] + list(gradients)
+    kept = dict.fromkeys(a for a in read if isinstance(a, Var) and a not in late and a not in free)
+    forward = Graph(joint.inputs[:n_args], first, [*joint.outputs[:n_outs], *kept], f"{joint.name} forward")
+    backward = Graph([*kept, *joint.inputs[n_args:]], second, gradients, f"{joint.name} backward")
+    return Halves(forward, backward)
+
+
+class CacheInfo(NamedTuple):
+    """How often a jitted function was traced, and how often an earlier trace served."""
+
+    traces: int
+    hits: int
+
+
+class Jitted:
+    """A function that `jit` has wrapped."""
+
+    def __init__(self, f: Callable[..., Any], static_argnums: tuple[int, ...], donate_argnums: tuple[int, ...]):
+        self.f = f
+        self.static_argnums = static_argnums
+        self.donate_argnums = donate_argnums
+        self._cache: dict[Any, Traced] = {}
+        self._traces = 0
+        self._hits = 0
+        functools.update_wrapper(self, f, updated=())
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        static, moving = self._split_static(args)
+        leaves, treedef = tree.flatten((moving, kwargs))
+        weak = ()
+        for i, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                if isinstance(leaf, bool | int | float):
+                    weak += (i,)  # type: ignore[assignment]
+                leaves[i] = self._as_tensor(leaf, i, args, kwargs)
+            elif leaf.weak:
+                weak += (i,)  # type: ignore[assignment]
+        device = next((x.device for x in leaves if x.shape), None) or (
+            leaves[0].device if leaves else current_device()
+        )
+        key = (treedef, static, weak, device, *[leaf.aval for leaf in leaves])
+        traced = self._cache.get(key)
+        if traced is None:
+            traced = self._trace(key, static, treedef, leaves, weak, device, len(args))
+        else:
+            self._hits += 1
+        out = bind(call_p, *traced.captured, *leaves, graph=traced.graph) if traced.graph.outputs else ()
+        if self.donate_argnums:
+            self._donate(args)
+        return tree.unflatten(traced.out_def, out)
+
+    def cache_info(self) -> CacheInfo:
+        """How often the function was traced, and how often an earlier trace served."""
+        return CacheInfo(self._traces, self._hits)
+
+    def clear_cache(self) -> None:
+        """Forget all traces."""
+        self._cache.clear()
+
+    def _split_static(self, args: tuple[Any, ...]) -> tuple[Any, Sequence[Any]]:
+        if not self.static_argnums:
+            return (), args
+        positions = {p % len(args) for p in self.static_argnums if -len(args) <= p < len(args)}
+        static = tuple((p, type(args[p]), args[p]) for p in sorted(positions))
+        for position, kind, value in static:
+            try:
+                hash(value)
+            except TypeError as error:
+                raise TypeError(
+                    f"jit: static argument {position} of {self._name} is a {kind.__name__}, which is not hashable ({error}); "
+                    "pass a tuple instead of a list, or make it an ordinary argument"
+                ) from None
+        return static, [a for i, a in enumerate(args) if i not in positions]
+
+    def _as_tensor(self, leaf: Any, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        try:
+            return asarray(leaf)
+        except TypeError:
+            static, moving = self._split_static(args)
+            path = tree.paths((moving, kwargs))[index].split(".", 1)[1]
+            raise TypeError(
+                f"jit: argument {path!r} of {self._name} is a {type(leaf).__name__}, not a tensor, array or number; "
+                "name its position in static_argnums, or close over it"
+            ) from None
+
+    def _trace(
+        self,
+        key: Any,
+        static: tuple[tuple[int, type, Any], ...],
+        treedef: tree.TreeDef,
+        leaves: list[Tensor],
+        weak: tuple[int, ...],
+        device: Device,
+        count: int,
+    ) -> Traced:
+        fixed = {position: value for position, _, value in static}
+
+        def flat(*xs: Tensor) -> Any:
+            moving, kwargs = tree.unflatten(treedef, xs)
+            supply = iter(moving)
+            return self.f(*[fixed[i] if i in fixed else next(supply) for i in range(count)], **kwargs)
+
+        avals = [leaf.aval for leaf in leaves]
+        flags = [i in weak for i in range(len(leaves))]
+        traced = trace_graph(flat, avals, device=device, name=self._name, weak=flags)
+        self._traces += 1
+        if not traced.captured:  # a graph that closes over an outer trace's values is good for this call only
+            self._cache[key] = traced
+        return traced
+
+    def _donate(self, args: tuple[Any, ...]) -> None:
+        if tracing_graph() is not None:
+            return
+        for position in self.donate_argnums:
+            for leaf in tree.leaves(args[position]):
+                if type(leaf) is Tensor:
+                    leaf.delete()
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.f, "__name__", type(self.f).__name__)
+
+
+def jit(
+    f: Callable[..., Any] | None = None,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    donate_argnums: int | Sequence[int] = (),
+) -> Any:
+    """`f`, compiled. Use as `jit(f)`, `@jit` or `@jit(static_argnums=...)`.
+
+    Args:
+        f: a function of pytrees of tensors (or NumPy arrays, numbers) that returns such a pytree. Python runs once for each signature, so
+            its effects (printing, appending to a list) happen while tracing only, and what it closes over is fixed then.
+        static_argnums: positions of hashable arguments to compile in; a new value is a new signature.
+        donate_argnums: positions of arguments whose memory may be reused for results; they cannot be used after the call.
+
+    Raises:
+        TracerError: `f` needs the value of a traced tensor, e.g. in a Python `if`.
+        TypeError: an argument is neither a tensor nor static.
+    """
+    if f is None:
+        return functools.partial(jit, static_argnums=static_argnums, donate_argnums=donate_argnums)
+
+    def positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+        return (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    return Jitted(f, positions(static_argnums), positions(donate_argnums))

@@ -1,0 +1,135 @@
+"""Pytrees: nested containers with tensors at the leaves. A thin face on optree, which does the walking in C++.
+
+Nodes are lists, tuples, dicts (in sorted key order), named tuples, None (a node without leaves), dataclasses, and classes registered with
+`register`. Everything else is a leaf. Next to optree's functions this file adds what training needs: dotted names of
+the leaves (`paths`) and which leaves are parameters rather than buffers (`parameter_mask`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import optree
+
+TreeDef = optree.PyTreeSpec
+
+_NAMESPACE = "tensorlite"
+_plain_leaves: set[type] = {int, float, bool, str}  # types known not to be dataclasses
+
+
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], TreeDef]:
+    """The leaves of `tree` in order, and its structure."""
+    leaves, treedef = optree.tree_flatten(tree, is_leaf, namespace=_NAMESPACE)
+    for leaf in leaves:
+        if type(leaf) not in _plain_leaves and _register_dataclass(type(leaf)) and not (is_leaf and is_leaf(leaf)):
+            return flatten(tree, is_leaf)
+    return leaves, treedef
+
+
+def unflatten(treedef: TreeDef, leaves: Iterable[Any]) -> Any:
+    """The tree of structure `treedef` with these leaves."""
+    return treedef.unflatten(leaves)
+
+
+def leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
+    """The leaves of `tree` in order."""
+    return flatten(tree, is_leaf)[0]
+
+
+def structure(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> TreeDef:
+    """The structure of `tree`: hashable, and equal for trees that differ in their leaves only."""
+    return flatten(tree, is_leaf)[1]
+
+
+def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """`f` applied leaf by leaf to `tree` and to trees of the same structure.
+
+    Raises:
+        ValueError: the structures differ.
+    """
+    first, treedef = flatten(tree, is_leaf)
+    columns = [first]
+    for number, other in enumerate(rest, 2):
+        try:
+            columns.append(treedef.flatten_up_to(other))
+        except ValueError as error:
+            raise ValueError(
+                f"tree.map: tree {number} does not have the structure of the first one: {error}"
+            ) from None
+    return treedef.unflatten([f(*row) for row in zip(*columns, strict=True)])
+
+
+class BufferName(str):
+    """The name of a child that is state, such as a running statistic, rather than a parameter."""
+
+    __slots__ = ()
+
+
+def register(
+    cls: type,
+    flatten: Callable[[Any], tuple[Sequence[Any], Hashable, Sequence[str]]],
+    unflatten: Callable[[Any, Sequence[Any]], Any],
+) -> None:
+    """Make `cls` a pytree node.
+
+    Args:
+        flatten: object -> (children, static data, names of the children). Static data must be hashable and comparable.
+            A child that is a buffer has a `BufferName`.
+        unflatten: (static data, children) -> object.
+    """
+    optree.register_pytree_node(cls, flatten, unflatten, namespace=_NAMESPACE)
+
+
+def _register_dataclass(cls: type) -> bool:
+    """Register `cls` when it is a dataclass that is not yet a node; remember it as a plain leaf type otherwise."""
+    if not dataclasses.is_dataclass(cls):
+        _plain_leaves.add(cls)
+        return False
+    names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
+
+    def rebuild(_: Hashable, children: Sequence[Any]) -> Any:
+        return cls(**dict(zip(names, children, strict=True)))
+
+    register(cls, lambda obj: ([getattr(obj, n) for n in names], None, names), rebuild)
+    return True
+
+
+def paths(tree: Any) -> list[str]:
+    """The dotted names of the leaves, in order: `{"conv": {"weight": w}}` gives `["conv.weight"]`; a bare leaf is `""`."""
+    return list(_paths_of(structure(tree)))
+
+
+@functools.lru_cache(maxsize=512)
+def _paths_of(treedef: TreeDef) -> tuple[str, ...]:
+    return tuple(".".join(str(part) for part in path) for path in treedef.paths())
+
+
+def parameter_mask(tree: Any) -> list[bool]:
+    """For each leaf of `tree`, in order, whether it is a parameter: False at and below a child with a `BufferName`."""
+    return list(mask_of_structure(structure(tree)))
+
+
+@functools.lru_cache(maxsize=512)
+def mask_of_structure(treedef: TreeDef) -> tuple[bool, ...]:
+    """`parameter_mask` of any tree of this structure."""
+    return tuple(not any(isinstance(part, BufferName) for part in path) for path in treedef.paths())
+
+
+def broadcast_prefix(prefix: Any, tree: Any, what: str) -> list[Any]:
+    """One entry of `prefix` for each leaf of `tree`; a leaf of `prefix` (None too) stands for the whole subtree below it.
+
+    Raises:
+        ValueError: `prefix` is no prefix of `tree`; `what` names it in the message.
+    """
+    entries, treedef = optree.tree_flatten(prefix, none_is_leaf=True, namespace=_NAMESPACE)
+    try:
+        subtrees = treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(f"{what} does not fit its arguments: {error}") from None
+    result: list[Any] = []
+    for entry, subtree in zip(entries, subtrees, strict=True):
+        result += [entry] * len(leaves(subtree))
+    return result

@@ -1,0 +1,140 @@
+"""vmap: a function of one example becomes a function of a batch.
+
+Inside vmap a tensor that varies over the batch is a `BatchTracer` whose value carries the batch at axis 0; each primitive's batching rule
+says how to compute all examples at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from . import tree
+from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, new_trace
+from .ops.creation import asarray
+from .ops.shape import broadcast_to, moveaxis
+
+
+class BatchTracer(Tracer):
+    """One example of a batch; `value` holds all of them along axis 0."""
+
+    __slots__ = ("trace", "value")
+
+    def __init__(self, trace: BatchTrace, value: Tensor):
+        self.trace = trace
+        self.value = value
+
+    @property
+    def aval(self) -> Aval:
+        return Aval(self.value.shape[1:], self.value.dtype)
+
+    @property
+    def device(self) -> Any:  # type: ignore[override]
+        return self.value.device
+
+    @property
+    def weak(self) -> bool:  # type: ignore[override]
+        return self.value.weak
+
+    def concrete(self, wanted: str) -> Tensor:
+        raise TracerError(
+            f"{wanted} needs one concrete value, but inside tl.vmap this {self.aval} stands for a whole batch; "
+            "use tl.where (or tl.cond) instead of branching on it"
+        )
+
+
+class BatchTrace(Trace):
+    """Applies batching rules."""
+
+    name = "tl.vmap"
+
+    def __init__(self, level: int, size: int):
+        super().__init__(level)
+        self.size = size
+
+    def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
+        batched = [arg.trace is self for arg in args]
+        values = [arg.value if b else arg for arg, b in zip(args, batched, strict=True)]  # type: ignore[attr-defined]
+        if prim.batch_rule is not None:
+            out = prim.batch_rule(values, batched, **params)
+        elif prim.body is not None:
+            return prim.body(*args, **params)
+        else:
+            raise NotImplementedError(f"{prim.name} has no batching rule")
+        if isinstance(out, tuple):
+            return tuple(BatchTracer(self, o) for o in out)
+        return BatchTracer(self, out)
+
+
+def vmap(f: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, axis_size: int | None = None) -> Any:
+    """`f` over a batch of arguments.
+
+    Args:
+        f: a function of pytrees for one example.
+        in_axes: which axis of each argument is the batch, None for an argument shared by all examples: an int or None for all
+            positional arguments, or a tuple with one entry each, which may be a pytree prefix of that argument. Keyword
+            arguments are mapped over axis 0.
+        out_axes: where the batch goes in each result, a pytree prefix; None where a result does not depend on the batch.
+        axis_size: the batch size; needed only when nothing is mapped.
+
+    Raises:
+        ValueError: batch sizes disagree, an axis does not exist, or nothing is mapped.
+    """
+
+    @functools.wraps(f)
+    def batched(*args: Any, **kwargs: Any) -> Any:
+        axes = tuple(in_axes) if isinstance(in_axes, list | tuple) else (in_axes,) * len(args)
+        if len(axes) != len(args):
+            raise ValueError(f"vmap: in_axes has {len(axes)} entries for {len(args)} positional arguments")
+        arguments = (tree.map(asarray, args), tree.map(asarray, kwargs))
+        leaves, treedef = tree.flatten(arguments)
+        flat_axes = tree.broadcast_prefix(axes, arguments[0], "vmap: in_axes")
+        flat_axes += [0] * len(tree.leaves(arguments[1]))
+        size = _batch_size(leaves, flat_axes, axis_size)
+        with new_trace(BatchTrace, size) as trace:
+            wrapped = [
+                leaf if axis is None else BatchTracer(trace, _move_axis(leaf, axis, 0))
+                for leaf, axis in zip(leaves, flat_axes, strict=True)
+            ]
+            new_args, new_kwargs = tree.unflatten(treedef, wrapped)
+            out = f(*new_args, **new_kwargs)
+            out_leaves, out_def = tree.flatten(out)
+        flat_out = tree.broadcast_prefix(out_axes, out, "vmap: out_axes")
+        results = [_unbatch(o, axis, trace) for o, axis in zip(out_leaves, flat_out, strict=True)]
+        return tree.unflatten(out_def, results)
+
+    return batched
+
+
+def _batch_size(leaves: list[Tensor], axes: list[int | None], axis_size: int | None) -> int:
+    sizes = {} if axis_size is None else {axis_size: "axis_size"}
+    for number, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
+        if axis is None:
+            continue
+        if not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(f"vmap: leaf {number} of the arguments has shape {leaf.shape} and no axis {axis}")
+        sizes.setdefault(leaf.shape[axis], f"leaf {number} of the arguments, of shape {leaf.shape}, axis {axis}")
+    if not sizes:
+        raise ValueError("vmap: nothing is mapped; give an argument an axis in in_axes, or pass axis_size")
+    if len(sizes) > 1:
+        raise ValueError(
+            "vmap: batch sizes disagree: " + "; ".join(f"{size} by {where}" for size, where in sizes.items())
+        )
+    return next(iter(sizes))
+
+
+def _unbatch(out: Any, axis: int | None, trace: BatchTrace) -> Tensor:
+    """A result of the function with the batch moved to `axis`."""
+    out = asarray(out)
+    if isinstance(out, BatchTracer) and out.trace is trace:
+        if axis is None:
+            raise ValueError(f"vmap: out_axes is None for a result of {out.aval} that depends on the batch")
+        return _move_axis(out.value, 0, axis)
+    if axis is None:
+        return out
+    return _move_axis(broadcast_to(out, (trace.size, *out.shape)), 0, axis)
+
+
+def _move_axis(x: Tensor, source: int, destination: int) -> Tensor:
+    return x if source == destination else moveaxis(x, source, destination)
