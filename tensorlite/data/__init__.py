@@ -1,0 +1,20 @@
+"""Data sets, and the readers that fill them: NumPy arrays in, NumPy arrays out.
+
+`ArrayDataset` holds arrays of equal length and hands them out in batches, in an order that can be
+recomputed anywhere from (seed, epoch). `cifar10` reads CIFAR-10's binary records from a local disk,
+HDFS or S3; `write_cifar10` writes them; `digits_as_cifar10` makes a small real data set in that
+format without a download.
+"""
+
+from tensorlite.data.cifar import DataError, cifar10, write_cifar10
+from tensorlite.data.dataset import ArrayDataset, permutation
+from tensorlite.data.digits import digits_as_cifar10
+
+__all__ = [
+    "ArrayDataset",
+    "DataError",
+    "cifar10",
+    "digits_as_cifar10",
+    "permutation",
+    "write_cifar10",
+]

@@ -1,0 +1,133 @@
+"""Where data files lie: one small interface over local folders and pyarrow's file systems.
+
+Readers need three questions answered: what is at a path, what is in a folder, and which bytes are
+in a file. Local paths and file:// need nothing but Python; any other URI goes through pyarrow,
+which is imported only then.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+
+class Store(Protocol):
+    """A file system, as far as a reader needs one. Paths are strings with `/` between parts."""
+
+    def kind(self, path: str) -> str:
+        """Return "file", "folder" or "nothing"."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder, sorted."""
+        ...
+
+    def read(self, path: str) -> np.ndarray:
+        """Return the bytes of a file, uint8, shape (size,)."""
+        ...
+
+    def show(self, path: str) -> str:
+        """Return the path as a user would write it, without credentials, for error messages."""
+        ...
+
+
+def open_store(location: str | os.PathLike[str], op: str) -> tuple[Store, str]:
+    """Return the store that `location` lies in, and its path there. `op` begins error messages.
+
+    A location is a path or a URI (file://, hdfs://, s3://, and any other that pyarrow knows; s3a://
+    and s3n://, as Spark writes them, mean s3://).
+
+    Raises ImportError if a URI needs pyarrow and it is not installed, ValueError for a URI that
+    pyarrow does not understand, OSError if it cannot reach the file system.
+    """
+    text = os.fspath(location)
+    if not is_uri(text):
+        return LocalStore(), text
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise ValueError(f"{op}: the URI is malformed: {error}") from error
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(
+                f"{op}: {text} names the host {parts.netloc!r}, but file:// is for this machine; "
+                "write file:///path"
+            )
+        return LocalStore(), unquote(parts.path)
+    try:
+        from pyarrow import fs
+    except ImportError as error:
+        raise ImportError(
+            f"{op}: {parts.scheme}:// needs pyarrow; pip install 'tensorlite[spark]'"
+        ) from error
+    uri = re.sub(r"^s3[an]://", "s3://", text)
+    user, _, host = parts.netloc.rpartition("@")
+    shown = f"{parts.scheme}://{host}"
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except OSError as error:
+        # Arrow's message goes on with every place that it searched, but not with the remedy.
+        reason = str(error).partition("\n")[0]
+        hint = "; set JAVA_HOME, HADOOP_HOME and CLASSPATH (hadoop classpath --glob)"
+        raise OSError(
+            f"{op}: cannot open {shown}: {reason}{hint if parts.scheme == 'hdfs' else ''}"
+        ) from error
+    except ValueError as error:
+        # Arrow repeats the whole URI, in which a user may have put a secret; so no `from error`.
+        reason = str(error).replace(f"{user}@", "") if user else str(error)
+        raise ValueError(f"{op}: cannot open {shown}: {reason}") from None
+    # In an object store the path begins with the bucket, which the URI has as its host.
+    return ArrowStore(system, f"{parts.scheme}://" if path.split("/")[0] == host else shown), path
+
+
+def is_uri(location: str | os.PathLike[str]) -> bool:
+    """Return whether a location is a URI rather than a path of this machine."""
+    return "://" in os.fspath(location)
+
+
+class LocalStore:
+    """The file system of this machine."""
+
+    def kind(self, path: str) -> str:
+        if os.path.isfile(path):
+            return "file"
+        return "folder" if os.path.isdir(path) else "nothing"
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(os.listdir(folder))
+
+    def read(self, path: str) -> np.ndarray:
+        return np.fromfile(path, np.uint8)
+
+    def show(self, path: str) -> str:
+        return str(Path(path))
+
+
+class ArrowStore:
+    """A pyarrow file system, such as HDFS or S3. `prefix` is put before paths that are shown."""
+
+    def __init__(self, system: Any, prefix: str) -> None:
+        self._system = system
+        self._prefix = prefix
+
+    def kind(self, path: str) -> str:
+        from pyarrow import fs
+
+        kinds = {fs.FileType.File: "file", fs.FileType.Directory: "folder"}
+        return kinds.get(self._system.get_file_info(path).type, "nothing")
+
+    def names(self, folder: str) -> list[str]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(folder)
+        return sorted(info.base_name for info in self._system.get_file_info(selector))
+
+    def read(self, path: str) -> np.ndarray:
+        with self._system.open_input_stream(path) as stream:
+            return np.frombuffer(stream.read(), np.uint8)
+
+    def show(self, path: str) -> str:
+        return self._prefix + path
