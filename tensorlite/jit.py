@@ -24,8 +24,8 @@ call_p = Primitive("call")
 
 
 @call_p.shape
-def _(*avals: Aval, graph: Graph) -> tuple[Aval, ...]:
-    return graph.out_avals
+def _(*avals: Aval, graph: Graph, device: Device | None = None) -> tuple[Aval, ...]:
+    return graph.out_avals  # `device` is there when there is no argument to tell it
 
 
 @call_p.fwd
@@ -149,7 +149,8 @@ class Jitted:
             traced = self._trace(key, static, treedef, leaves, weak, device, len(args))
         else:
             self._hits += 1
-        out = bind(call_p, *traced.captured, *leaves, graph=traced.graph) if traced.graph.outputs else ()
+        where = {} if leaves or traced.captured else {"device": device}
+        out = bind(call_p, *traced.captured, *leaves, graph=traced.graph, **where)
         if self.donate_argnums:
             self._donate(args)
         return tree.unflatten(traced.out_def, out)

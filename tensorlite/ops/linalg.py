@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,7 @@ from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
 from .creation import Shape
 from .elementwise import meet
-from .shape import broadcast_shapes, expand_dims, matrix_transpose, normalize_axes, pad_rank, permute_dims, reshape, unbroadcast
-from .shape import squeeze
+from .shape import broadcast_shapes, expand_dims, matrix_transpose, normalize_axes, pad_rank, permute_dims, reshape, squeeze, unbroadcast
 
 matmul_p = Primitive("matmul")  # (..., m, k) x (..., k, n), leading axes broadcast
 
@@ -34,7 +34,8 @@ def _(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if x.dtype in (dtypes.float16, dtypes.bfloat16):  # accumulate in float32
         return np.matmul(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
     if y.ndim == 2 and x.ndim > 2:  # one large product instead of many small ones
-        return np.matmul(x.reshape(-1, x.shape[-1]), y).reshape(*x.shape[:-1], y.shape[-1])
+        rows = math.prod(x.shape[:-1])
+        return np.matmul(x.reshape(rows, x.shape[-1]), y).reshape(*x.shape[:-1], y.shape[-1])
     return np.matmul(x, y)
 
 
@@ -59,7 +60,8 @@ def _sum_of_products(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
 def _weight_product(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
     """x^T g summed to `shape`: for a plain weight matrix the batch is folded into the contraction."""
     if len(shape) == 2 and x.ndim > 2 and x.shape[:-1] == g.shape[:-1]:
-        x, g = reshape(x, (-1, x.shape[-1])), reshape(g, (-1, g.shape[-1]))
+        rows = math.prod(x.shape[:-1])
+        x, g = reshape(x, (rows, x.shape[-1])), reshape(g, (rows, g.shape[-1]))
     return _sum_of_products(matrix_transpose(x), g, shape)
 
 
@@ -91,11 +93,9 @@ def tensordot(x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Seq
     rows = tuple(a for a in range(x1.ndim) if a not in first)
     columns = tuple(a for a in range(x2.ndim) if a not in second)
     shape = tuple(x1.shape[a] for a in rows) + tuple(x2.shape[a] for a in columns)
-    inner = int(np.prod([x1.shape[a] for a in first], dtype=np.int64))
-    left = reshape(permute_dims(x1, rows + first), (int(np.prod([x1.shape[a] for a in rows], dtype=np.int64)), inner))
-    right = reshape(
-        permute_dims(x2, second + columns), (inner, int(np.prod([x2.shape[a] for a in columns], dtype=np.int64)))
-    )
+    inner = math.prod(x1.shape[a] for a in first)
+    left = reshape(permute_dims(x1, rows + first), (math.prod(x1.shape[a] for a in rows), inner))
+    right = reshape(permute_dims(x2, second + columns), (inner, math.prod(x2.shape[a] for a in columns)))
     return reshape(bind(matmul_p, left, right), shape)
 
 

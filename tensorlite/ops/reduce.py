@@ -61,7 +61,7 @@ def _reduced(x: Aval, axes: Axes) -> Aval:
 def _extremum(prim: Primitive, function: Any) -> None:
     @prim.shape
     def _(x: Aval, *, axes: Axes) -> Aval:
-        if any(x.shape[a] == 0 for a in axes):
+        if builtins.any(x.shape[a] == 0 for a in axes):
             raise ValueError(f"{prim.name}: {x} has no elements along axes {axes}, so there is no extremum")
         return _reduced(x, axes)
 

@@ -80,7 +80,7 @@ class CPU:
 
 
 @lowering(call_p, "cpu")
-def _(*buffers: np.ndarray, graph: Graph) -> tuple[np.ndarray, ...]:
+def _(*buffers: np.ndarray, graph: Graph, device: Device | None = None) -> tuple[np.ndarray, ...]:
     executable = graph.derived.get("cpu")
     if executable is None:
         executable = graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
