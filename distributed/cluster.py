@@ -1,0 +1,192 @@
+"""What launch has to ask of Spark: a session, enough slots, and where a task died.
+
+Spark waits, silently and for ever, when a barrier stage wants more tasks than the cluster can run
+at once. So everything that would make a stage wait or fail is looked at first, and named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DistributedError, Failure, SlotsError
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+INSTALL_JAVA = (
+    "Spark needs Java 17 or newer, and there is none: install it (Debian, Ubuntu: apt install "
+    "openjdk-17-jre-headless; Fedora: dnf install java-17-openjdk-headless; macOS: brew install "
+    "openjdk@17), or point JAVA_HOME to one"
+)
+_ENCRYPTION = (
+    "spark.network.crypto.enabled",
+    "spark.authenticate.enableSaslEncryption",
+    "spark.ssl.enabled",
+    "spark.ssl.rpc.enabled",
+)
+_FAILED_TASK = re.compile(r"ResultTask\((\d+), (\d+)\)")
+
+
+def spark_context(spark: Any, num_workers: int) -> SparkContext:
+    """The SparkContext of `spark`, of the active session, or of a new local session with
+    `num_workers` slots.
+
+    Raises:
+        DistributedError: PySpark or Java is missing, or the session is one of Spark Connect.
+    """
+    try:
+        from pyspark import SparkContext
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise DistributedError(
+            f"launch needs PySpark ({error}): pip install 'tensorlite[spark]'; "
+            "without it, run_local runs workers on this machine"
+        ) from None
+    if spark is None:
+        spark = SparkSession.getActiveSession() or SparkContext._active_spark_context
+    if spark is None:
+        spark = _new_session(num_workers)
+    context = spark if isinstance(spark, SparkContext) else getattr(spark, "_sc", None)
+    if context is None:
+        raise DistributedError(
+            f"launch: got {type(spark).__name__}, which gives no access to barrier stages; pass a "
+            "classic SparkSession (not one of Spark Connect), or a SparkContext"
+        )
+    return context
+
+
+def check(
+    context: SparkContext, num_workers: int, slots_timeout: float, allow_unencrypted: bool
+) -> None:
+    """Refuse what would hang or fail later.
+
+    Raises:
+        SlotsError: the cluster cannot run `num_workers` tasks at the same time.
+        DistributedError: dynamic allocation or network encryption is on.
+    """
+    conf = context.getConf()
+    local = _is_local(context)
+    if not local and conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise DistributedError(
+            "launch: spark.dynamicAllocation.enabled is true, and Spark's barrier stages do not "
+            "work with it; set it to false and ask for a fixed number of executors "
+            "(spark.executor.instances)"
+        )
+    encrypted = [key for key in _ENCRYPTION if conf.get(key, "false") == "true"]
+    if encrypted and not allow_unencrypted and num_workers > 1:
+        raise DistributedError(
+            f"launch: {', '.join(encrypted)} is on, but the connections among the workers are "
+            "authenticated and not encrypted; pass allow_unencrypted=True if the network among the "
+            "executors can be trusted"
+        )
+    deadline = time.monotonic() + (0.0 if local else slots_timeout)
+    while (slots := _slots(context)) < num_workers:
+        if time.monotonic() >= deadline:
+            raise SlotsError(_too_few(context, num_workers, slots, local))
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def own_python(context: SparkContext) -> Iterator[None]:
+    """Let the tasks of a local master run in this very interpreter, unless PYSPARK_PYTHON names
+    another."""
+    usual = context.pythonExec
+    if _is_local(context) and "PYSPARK_PYTHON" not in os.environ:
+        context.pythonExec = sys.executable
+    try:
+        yield
+    finally:
+        context.pythonExec = usual
+
+
+def failed_task(context: SparkContext, text: str) -> Failure:
+    """What Spark's message about a failed barrier stage says about the task that failed."""
+    found = _FAILED_TASK.search(text)
+    stage, partition = (int(found[1]), int(found[2])) if found else (-1, -1)
+    host = _host_of_task(context, stage, partition) if found else ""
+    if "No module named 'tensorlite" in text:
+        reason = (
+            f"the executors' Python ({context.pythonExec}) has no tensorlite; install it there, or "
+            "set PYSPARK_PYTHON to an interpreter that has it"
+        )
+    elif "crashed" in text or "ExecutorLostFailure" in text or "Worker died" in text:
+        reason = (
+            "its process ended without a report; it was probably killed (out of memory?) or crashed"
+        )
+    else:
+        reason = "Spark ended the stage; its message follows"
+    story = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("at "))
+    return Failure(partition, host, "lost", "SparkException", reason, story, partition)
+
+
+def _new_session(num_workers: int) -> Any:
+    """A session as the script's user would expect it: that of spark-submit, or else a quiet local
+    one."""
+    from pyspark.sql import SparkSession
+
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # started by spark-submit, which has chosen the master
+        return SparkSession.builder.getOrCreate()
+    java_home = os.environ.get("JAVA_HOME")
+    java = Path(java_home, "bin", "java") if java_home else None
+    if not (java.exists() if java else shutil.which("java")):
+        raise DistributedError(INSTALL_JAVA)
+    return (
+        SparkSession.builder.master(f"local[{num_workers}]")
+        .appName("tensorlite")
+        # The loopback interface works on every laptop, whatever its host name resolves to.
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.log.level", "ERROR")
+        .getOrCreate()
+    )
+
+
+def _is_local(context: SparkContext) -> bool:
+    master = str(context.master)
+    return master == "local" or master.startswith("local[")
+
+
+def _slots(context: SparkContext) -> int:
+    """How many tasks of the default resource profile the executors that are there can run at the
+    same time."""
+    scala = context._jsc.sc()
+    return scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile())
+
+
+def _too_few(context: SparkContext, num_workers: int, slots: int, local: bool) -> str:
+    cpus = context.getConf().get("spark.task.cpus", "1")
+    if local:
+        more = f"start the session with master local[{num_workers * int(cpus)}]"
+    else:
+        more = (
+            "give Spark more executors or cores (spark.executor.instances, spark.executor.cores, "
+            "spark.cores.max)"
+        )
+    fewer = f"lower num_workers to {slots}, " if slots else ""
+    return (
+        f"launch: num_workers={num_workers} but {context.master} has {slots} slots for tasks of "
+        f"spark.task.cpus={cpus}, and all workers must run at the same time; {fewer}or {more}"
+    )
+
+
+def _host_of_task(context: SparkContext, stage: int, partition: int) -> str:
+    """The host on which a task ran, from the driver's own records; "" where it has none."""
+    try:
+        tasks = context._jsc.sc().statusStore().taskList(stage, 0, 100_000)
+        for position in range(tasks.size()):
+            task = tasks.apply(position)
+            if task.index() == partition:
+                return str(task.host())
+    except Exception:
+        # The records are Spark's internals: an error without a host beats an error about them.
+        return ""
+    return ""

@@ -1,0 +1,185 @@
+"""The collectives of the public API: whole trees of tensors, among the workers of the current
+world.
+
+Leaves of one dtype are packed into one flat array, so that a model of a hundred small tensors goes
+around the ring once. Each function flattens, packs, calls the ring, and hands back a tree of the
+same structure whose leaves are tensors on the devices of the leaves that came in (NumPy arrays and
+numbers count as leaves too, and come back on the worker's device).
+
+Every worker must call the same functions in the same order, on trees of the same structure, shapes
+and dtypes. Where they do not, all of them raise `MismatchError`; `PeerError` says that another
+worker failed, `DeadlineError` that one is stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import tensorlite as tl
+
+from .agreement import Leaf, leaf_of
+from .reduction import Array, check_dtype, reduction
+from .worker import Worker, current_worker
+
+
+def all_reduce(tree: Any, op: str = "sum") -> Any:
+    """Reduce every leaf over all workers; all of them get the same bits.
+
+    Args:
+        tree: any pytree; the same structure, shapes and dtypes on every worker.
+        op: "sum", "mean" (float and complex leaves only), "max" or "min". For bool leaves max is
+            "or" and min is "and".
+
+    Returns:
+        A tree like `tree`. Integer sums wrap around; sums of float16 and bfloat16 are computed in
+        float32.
+
+    Raises:
+        TypeError: a leaf's dtype does not go with `op`.
+        MismatchError, PeerError, DeadlineError: see the top of this file.
+    """
+    packed = _Packed(tree, "all_reduce", op)
+    for group in packed.groups():
+        flat = packed.pack(group)
+        packed.worker.ring.all_reduce_(flat, op, leaves=packed.leaves)
+        for index, part in zip(group, packed.split(group, flat), strict=True):
+            packed.results[index] = part.reshape(packed.arrays[index].shape)
+    return packed.tree()
+
+
+def reduce_scatter(tree: Any, op: str = "sum") -> Any:
+    """Reduce every leaf over all workers, and keep this worker's part of the first axis.
+
+    Args:
+        tree: leaves of shape `(n, ...)`, where the number of workers divides `n`.
+        op: as in `all_reduce`.
+
+    Returns:
+        Leaves of shape `(n / size, ...)`: rows `rank * n / size` and following of what `all_reduce`
+        would give.
+
+    Raises:
+        ValueError: a leaf cannot be cut into equal parts.
+        TypeError, MismatchError, PeerError, DeadlineError: as in `all_reduce`.
+    """
+    packed = _Packed(tree, "reduce_scatter", op)
+    size = packed.worker.size
+    for name, _, shape in packed.leaves:
+        if not shape or shape[0] % size:
+            raise ValueError(
+                f"reduce_scatter: leaf {name!r} of shape {shape} cannot be cut along its first "
+                f"axis into {size} equal parts, one for each worker; pad it, or use all_reduce"
+            )
+    for group in packed.groups():
+        blocks = [packed.arrays[index].reshape(size, -1) for index in group]
+        flat = np.concatenate(blocks, axis=1).reshape(-1)
+        mine = packed.worker.ring.reduce_scatter_(flat, op, leaves=packed.leaves)
+        widths = [block.shape[1] for block in blocks]
+        for index, part in zip(group, _split(mine, widths), strict=True):
+            rows, *rest = packed.arrays[index].shape
+            packed.results[index] = part.reshape(rows // size, *rest)
+    return packed.tree()
+
+
+def all_gather(tree: Any, *, tiled: bool = False) -> Any:
+    """Every worker's leaves, in rank order.
+
+    Args:
+        tiled: False stacks them along a new first axis; True joins them along the first axis that
+            they have, which undoes `reduce_scatter`.
+
+    Returns:
+        Leaves of shape `(size, *shape)`, or `(size * shape[0], *shape[1:])` with `tiled`.
+
+    Raises:
+        ValueError: `tiled`, and a leaf is a scalar.
+        MismatchError, PeerError, DeadlineError: as in `all_reduce`.
+    """
+    packed = _Packed(tree, "all_gather")
+    size = packed.worker.size
+    if tiled and any(not shape for _, _, shape in packed.leaves):
+        raise ValueError("all_gather: a scalar has no axis to join along; use tiled=False")
+    for group in packed.groups():
+        everyone = packed.worker.ring.all_gather(packed.pack(group), leaves=packed.leaves)
+        widths = [packed.arrays[index].size for index in group]
+        columns = np.split(everyone, np.cumsum(widths)[:-1], axis=1)
+        for index, column in zip(group, columns, strict=True):
+            shape = packed.arrays[index].shape
+            joined = (size * shape[0], *shape[1:]) if tiled else (size, *shape)
+            packed.results[index] = column.reshape(joined)
+    return packed.tree()
+
+
+def broadcast(tree: Any, root: int = 0) -> Any:
+    """The leaves of rank `root`, on every worker.
+
+    Raises:
+        ValueError: there is no such rank.
+        MismatchError, PeerError, DeadlineError: as in `all_reduce`.
+    """
+    packed = _Packed(tree, "broadcast")
+    for group in packed.groups():
+        flat = packed.pack(group)
+        packed.worker.ring.broadcast_(flat, root, leaves=packed.leaves)
+        for index, part in zip(group, packed.split(group, flat), strict=True):
+            packed.results[index] = part.reshape(packed.arrays[index].shape)
+    return packed.tree()
+
+
+def barrier() -> None:
+    """Wait until every worker has called it."""
+    current_worker().ring.barrier()
+
+
+class _Packed:
+    """A tree taken apart: NumPy arrays in, results in the same order out."""
+
+    def __init__(self, tree: Any, caller: str, op: str | None = None):
+        self.worker: Worker = current_worker()
+        leaves, self._treedef = tl.tree.flatten(tree)
+        self._devices = [
+            leaf.device if isinstance(leaf, tl.Tensor) else self.worker.device for leaf in leaves
+        ]
+        self.arrays: list[Array] = [np.asarray(leaf) for leaf in leaves]
+        self.results: list[Array] = list(self.arrays)
+        names = tl.tree.paths(tree)
+        self.leaves: list[Leaf] = [
+            leaf_of(a, name) for a, name in zip(self.arrays, names, strict=True)
+        ]
+        for array, name in zip(self.arrays, names, strict=True):
+            where = f"{caller}: leaf {name!r}" if name else caller
+            if op is None:
+                check_dtype(array.dtype, where)
+            else:
+                reduction(op, array.dtype, where)
+        if not leaves:
+            # Nothing to send, but a worker that does bring leaves must be noticed.
+            self.worker.ring.barrier()
+
+    def groups(self) -> Iterator[list[int]]:
+        """Positions of the leaves of each dtype, in the order in which the dtypes first appear."""
+        by_dtype: dict[str, list[int]] = {}
+        for index, array in enumerate(self.arrays):
+            by_dtype.setdefault(array.dtype.name, []).append(index)
+        return iter(by_dtype.values())
+
+    def pack(self, group: list[int]) -> Array:
+        """A new flat array of the group's leaves, one after the other."""
+        return np.concatenate([self.arrays[index].reshape(-1) for index in group])
+
+    def split(self, group: list[int], flat: Array) -> list[Array]:
+        return _split(flat, [self.arrays[index].size for index in group])
+
+    def tree(self) -> Any:
+        """The results as tensors, in the structure of the tree."""
+        tensors = []
+        for result, device in zip(self.results, self._devices, strict=True):
+            result.flags.writeable = False
+            tensors.append(tl.asarray(result, device=device))
+        return tl.tree.unflatten(self._treedef, tensors)
+
+
+def _split(flat: Array, widths: list[int]) -> list[Array]:
+    return np.split(flat, np.cumsum(widths)[:-1])

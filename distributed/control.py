@@ -1,0 +1,212 @@
+"""The control channel: who failed and why, told to every rank at once, and a common end.
+
+Every rank keeps one connection to rank 0, watched by a thread of its own, so that a failure arrives
+while the main thread waits in a collective or computes. Rank 0 passes on what it hears. Three
+messages exist: ABORT (a `Failure`), BYE (this rank is done, well or not) and DONE (rank 0: all
+ranks are done). A connection that ends before BYE means a dead process. The first failure counts;
+it wakes a blocked collective through the callback, and every later one raises it.
+
+Messages are a four-byte length and JSON. They are read only from connections that passed the
+handshake, and the length is bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from .errors import Failure
+from .rendezvous import Member
+
+MAX_MESSAGE = 512 * 1024
+SEND_SECONDS = 5.0
+
+_LENGTH = struct.Struct("!I")
+
+
+class Control:
+    """One rank's end of the control channel.
+
+    Args:
+        links: sockets by rank: all ranks' on rank 0, rank 0's on the others. `Control` owns them.
+        on_failure: called once, from any thread, when the first failure is known.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        members: list[Member],
+        links: dict[int, socket.socket],
+        on_failure: Callable[[], None],
+    ):
+        self.failure: Failure | None = None
+        self._rank = rank
+        self._members = members
+        self._links = {peer: _Link(link) for peer, link in links.items()}
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._failed = threading.Event()
+        self._all_done = threading.Event()
+        self._waiting_for = set(
+            range(len(members))
+        )  # rank 0's list of ranks that have not said BYE
+        self._closing = False
+        self._waker, self._wake = socket.socketpair()
+        self._thread = threading.Thread(target=self._watch, name="tensorlite-control", daemon=True)
+        self._thread.start()
+
+    def abort(self, failure: Failure) -> None:
+        """Tell all ranks that this one failed. Of several failures the first one counts."""
+        self._fail(failure, heard_from=self._rank)
+
+    def wait_failure(self, seconds: float) -> Failure | None:
+        """The failure that stopped the ring; waits for the news, which may arrive later than its
+        effects."""
+        self._failed.wait(seconds)
+        return self.failure
+
+    def leave(self, seconds: float | None) -> bool:
+        """Say that this rank is done and wait until all ranks are, or one has failed; whether all
+        have ended.
+
+        Args:
+            seconds: how long to wait for the others to end; None waits for as long as they live and
+                none fails.
+        """
+        if self._rank == 0:
+            self._said_bye(0)
+        else:
+            self._send(0, {"kind": "bye"})
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._all_done.wait(0.05):
+            if deadline is None and self._failed.is_set():
+                return False
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Close all connections and end the thread."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._wake.send(b"\0")
+        self._thread.join()
+        for link in self._links.values():
+            link.socket.close()
+        self._wake.close()
+        self._waker.close()
+
+    def _fail(self, failure: Failure, heard_from: int) -> None:
+        with self._lock:
+            if self.failure is not None:
+                return
+            self.failure = failure
+        for peer in list(self._links):
+            if peer != heard_from:
+                self._send(peer, {"kind": "abort", "failure": failure.to_json()})
+        self._failed.set()
+        self._on_failure()
+
+    def _send(self, peer: int, message: dict[str, str]) -> None:
+        # A peer that cannot be told is dead or stuck; its own connection or deadline will say so.
+        with contextlib.suppress(OSError):
+            self._links[peer].send(json.dumps(message).encode())
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._waker, selectors.EVENT_READ)
+            for peer, link in self._links.items():
+                selector.register(link.socket, selectors.EVENT_READ, peer)
+            while not self._closing:
+                for key, _ in selector.select():
+                    if key.data is None:
+                        continue
+                    if not self._read(key.data):
+                        selector.unregister(key.fileobj)
+
+    def _read(self, peer: int) -> bool:
+        """Take in what `peer` sent; False when its connection has ended."""
+        try:
+            messages = self._links[peer].receive()
+            for message in messages:
+                self._handle(peer, message)
+            return True
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._lost(peer, str(error))
+            return False
+
+    def _handle(self, peer: int, message: dict[str, str]) -> None:
+        kind = message["kind"]
+        if kind == "abort":
+            self._fail(Failure.from_json(message["failure"]), heard_from=peer)
+        elif kind == "bye" and self._rank == 0:
+            self._said_bye(peer)
+        elif kind == "done" and self._rank != 0:
+            self._all_done.set()
+        else:
+            raise ValueError(f"unknown control message {kind!r}")
+
+    def _lost(self, peer: int, reason: str) -> None:
+        ended = self._all_done.is_set() if self._rank != 0 else peer not in self._waiting_for
+        if ended or self._closing:
+            return
+        host = self._members[peer].host
+        message = (
+            f"its control connection ended without a farewell ({reason}); "
+            "the process was probably killed (out of memory?) or its host went away"
+        )
+        self._fail(Failure(peer, host, "lost", "PeerError", message), heard_from=peer)
+        if self._rank == 0:
+            self._said_bye(peer)
+
+    def _said_bye(self, peer: int) -> None:
+        with self._lock:
+            self._waiting_for.discard(peer)
+            if self._waiting_for:
+                return
+        for other in self._links:
+            self._send(other, {"kind": "done"})
+        self._all_done.set()
+
+
+class _Link:
+    """Messages over one socket. Any thread may send; only the watching one receives."""
+
+    def __init__(self, connection: socket.socket):
+        self.socket = connection
+        self.socket.settimeout(SEND_SECONDS)
+        self._lock = threading.Lock()
+        self._received = bytearray()
+
+    def send(self, message: bytes) -> None:
+        with self._lock:
+            self.socket.sendall(_LENGTH.pack(len(message)) + message)
+
+    def receive(self) -> list[dict[str, str]]:
+        """The messages that are complete now. Raises `OSError` at the end, `ValueError` on
+        garbage."""
+        part = self.socket.recv(65536)
+        if not part:
+            raise ConnectionError("end of stream")
+        self._received += part
+        messages = []
+        while len(self._received) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._received)
+            if length > MAX_MESSAGE:
+                raise ValueError(
+                    f"a control message of {length} bytes is longer than {MAX_MESSAGE}"
+                )
+            end = _LENGTH.size + length
+            if len(self._received) < end:
+                break
+            message = json.loads(self._received[_LENGTH.size : end])
+            if not isinstance(message, dict):
+                raise ValueError("a control message must be a JSON object")
+            messages.append(message)
+            del self._received[:end]
+        return messages

@@ -1,0 +1,123 @@
+"""`launch`: run a function once in each task of a Spark barrier stage, and bring back its results
+or the one error that counts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import cluster
+from .errors import DistributedError, Failure, WorkerError, first_cause
+from .life import Options
+
+
+def launch(
+    main: Callable[..., Any],
+    args: Sequence[Any] = (),
+    *,
+    num_workers: int,
+    spark: Any = None,
+    device: str = "cpu",
+    timeout: float = 300.0,
+    connect_timeout: float = 60.0,
+    slots_timeout: float = 10.0,
+    port_range: tuple[int, int] | None = None,
+    bind: str | None = None,
+    allow_unencrypted: bool = False,
+) -> list[Any]:
+    """Run `main(worker, *args)` in `num_workers` workers at the same time, each a task of one Spark
+    barrier stage.
+
+    The workers are connected in a ring when `main` starts, so it can call `all_reduce` and the
+    other collectives. NumPy's BLAS uses as many threads in each as `spark.task.cpus` allows.
+
+    Args:
+        main: a function; it and `args` are pickled, so it may be a closure. `worker` is a `Worker`.
+        num_workers: how many; the cluster must have as many free slots.
+        spark: a SparkSession or SparkContext. None takes the active one; without one it takes the
+            master that spark-submit was given, and in a plain Python script starts a session on
+            `local[num_workers]`, which stays open for later calls.
+        device: where the workers' tensors are made unless told otherwise.
+        timeout: seconds without any progress after which a collective gives up.
+        connect_timeout: seconds within which the workers must have connected.
+        slots_timeout: seconds to wait for executors that are still starting before there are said
+            to be too few.
+        port_range: first and last port on which workers may listen; None leaves the choice to the
+            system.
+        bind: the address on which workers listen, where it is not the one that Spark reports for
+            the task.
+        allow_unencrypted: go on although Spark's own network traffic is encrypted, which that of
+            the workers is not.
+
+    Returns:
+        [result of rank 0, result of rank 1, ...]
+
+    Raises:
+        WorkerError: a worker raised an exception or died; it names rank, host and partition and
+            holds the worker's traceback. All other workers have been stopped.
+        SlotsError: the cluster cannot run so many tasks at once.
+        DistributedError: Spark cannot be started, or is set up in a way that barrier stages do not
+            work with.
+        TypeError, ValueError: an argument makes no sense.
+    """
+    _check_arguments(main, num_workers, port_range)
+    context = cluster.spark_context(spark, num_workers)
+    cluster.check(context, num_workers, slots_timeout, allow_unencrypted)
+    options = Options(
+        secret=secrets.token_bytes(32),
+        device=device,
+        timeout=timeout,
+        connect_timeout=connect_timeout,
+        bind=bind,
+        port_range=port_range,
+    )
+    return _run(context, _pickled(main, args), options, num_workers)
+
+
+def _check_arguments(main: Any, num_workers: Any, port_range: tuple[int, int] | None) -> None:
+    if not callable(main):
+        raise TypeError(
+            f"launch: main must be a function of (worker, *args), got {type(main).__name__}"
+        )
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int):
+        raise TypeError(f"launch: num_workers must be an int, got {num_workers!r}")
+    if num_workers < 1:
+        raise ValueError(f"launch: num_workers must be at least 1, got {num_workers}")
+    if port_range is not None and not 0 < port_range[0] <= port_range[1] < 65536:
+        raise ValueError(
+            f"launch: port_range must be (first, last) within 1 and 65535, got {port_range!r}"
+        )
+
+
+def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:
+    from pyspark import cloudpickle
+
+    try:
+        return cloudpickle.dumps((main, tuple(args)))
+    except Exception as error:  # pickle raises whatever the objects' own methods raise
+        raise TypeError(
+            f"launch: main or args cannot be sent to the workers: {type(error).__name__}: {error}; "
+            "open files, sockets, locks and Spark objects must be made inside main"
+        ) from error
+
+
+def _run(context: Any, call: bytes, options: Options, num_workers: int) -> list[Any]:
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+    from pyspark import cloudpickle
+
+    from .task import BarrierTask, failure_in
+
+    stage = context.parallelize(range(num_workers), num_workers).barrier()
+    try:
+        with cluster.own_python(context):
+            reports = stage.mapPartitions(BarrierTask(call, options)).collect()
+    except Py4JJavaError as error:
+        text = str(error.java_exception)
+        raise WorkerError(failure_in(text) or cluster.failed_task(context, text)) from None
+    failures: list[Failure] = [report.failure for report in reports if report.failure is not None]
+    if failures:
+        raise WorkerError(first_cause(failures))
+    if len(reports) != num_workers:
+        raise DistributedError(f"launch: {len(reports)} of {num_workers} workers reported")
+    return [cloudpickle.loads(report.result) for report in sorted(reports, key=lambda r: r.rank)]

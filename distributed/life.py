@@ -1,0 +1,152 @@
+"""The life of one worker, wherever it runs: join the ring, run the function, tell the others how it
+went, end together.
+
+A failure must end all workers within seconds, and only its own story should reach the user. So the
+worker that fails sends it to all others, whose collectives then raise; and no worker ends before
+all have, or, after a failure, before a few seconds of grace. If some rank is still busy then (in a
+long computation, say), the outcome is "unsettled", and whoever started the workers must stop
+them by force: in Spark, by failing the task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+import tensorlite as tl
+
+from .control import Control
+from .errors import Failure, failure_of, peer_error
+from .rendezvous import Gather, meet
+from .ring import Ring
+from .transport.tcp import TcpTransport
+from .worker import Worker, entered
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is the same for all workers of a job. `dist.launch` describes the public ones."""
+
+    secret: bytes = dataclasses.field(repr=False)
+    device: str = "cpu"
+    timeout: float = 300.0
+    connect_timeout: float = 60.0
+    grace: float = 4.0
+    bind: str | None = None
+    port_range: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where one worker runs."""
+
+    rank: int
+    hosts: tuple[str, ...]
+    attempt: int = 0
+    partition: int = -1
+    cpus: int | None = None  # None leaves the thread pools of this process as they are
+    resources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How it went. `settled` is False if other workers may still be running."""
+
+    result: Any = None
+    failure: Failure | None = None
+    settled: bool = True
+
+
+def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: Gather) -> Outcome:
+    """Run `call(worker)` as one of the workers at `place.hosts`. Does not raise for what goes wrong
+    inside."""
+    rank, host = place.rank, place.hosts[place.rank]
+    if len(place.hosts) == 1:
+        return _live_alone(call, place, options)
+    try:
+        links = meet(
+            gather,
+            rank,
+            len(place.hosts),
+            host,
+            options.secret,
+            place.attempt,
+            hosts=place.hosts,
+            bind=options.bind,
+            port_range=options.port_range,
+            timeout=options.connect_timeout,
+        )
+    except Exception as error:
+        return Outcome(failure=failure_of(error, rank, host, place.partition), settled=False)
+    size = len(links.members)
+    transport = TcpTransport((rank - 1) % size, (rank + 1) % size, links.previous, links.next)
+    control = Control(rank, links.members, links.control, on_failure=transport.interrupt)
+    ring = Ring(rank, place.hosts, transport, control, options.timeout)
+    worker = _worker(place, options, ring, links.credentials.attempt)
+    try:
+        result, failure = _run(call, worker, place)
+        if failure is not None and failure.origin:
+            control.abort(failure)
+        ring.close()
+        settled = control.leave(seconds=None if failure is None else options.grace)
+        if failure is None and not settled:
+            # This worker did its part, but another one failed later.
+            assert control.failure is not None
+            failure = failure_of(peer_error(control.failure), rank, host, place.partition)
+            settled = control.leave(seconds=options.grace)
+    finally:
+        control.close()
+    return Outcome(result, failure, settled)
+
+
+def _live_alone(call: Callable[[Worker], Any], place: Place, options: Options) -> Outcome:
+    worker = _worker(place, options, Ring(0, place.hosts), place.attempt)
+    result, failure = _run(call, worker, place)
+    return Outcome(result, failure)
+
+
+def _worker(place: Place, options: Options, ring: Ring, attempt: int) -> Worker:
+    return Worker(
+        rank=place.rank,
+        size=len(place.hosts),
+        device=options.device,
+        host=place.hosts[place.rank],
+        hosts=place.hosts,
+        ring=ring,
+        attempt=attempt,
+        cpus=place.cpus or 1,
+        resources=place.resources,
+    )
+
+
+def _run(call: Callable[[Worker], Any], worker: Worker, place: Place) -> tuple[Any, Failure | None]:
+    try:
+        with entered(worker), _threads(place.cpus), tl.default_device(worker.device):
+            return call(worker), None
+    except (
+        BaseException
+    ) as error:  # SystemExit too: a worker that ends itself early has failed its peers
+        story = error.with_traceback(_from_user_code(error.__traceback__))
+        return None, failure_of(story, worker.rank, worker.host, place.partition)
+
+
+def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the calls of this package that lead to the user's function."""
+    start = trace
+    while start is not None and start.tb_frame.f_globals.get("__package__") == __package__:
+        start = start.tb_next
+    return start or trace
+
+
+@contextlib.contextmanager
+def _threads(cpus: int | None) -> Iterator[None]:
+    if cpus is None:
+        yield
+    else:
+        with threadpool_limits(limits=cpus):
+            yield

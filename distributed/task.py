@@ -1,0 +1,83 @@
+"""What runs inside a Spark task: the bridge between `BarrierTaskContext` and the life of a worker.
+
+The outcome goes to the driver as the task's data, error or not, because a task that fails takes the
+other tasks' results and reports with it. Only when the other workers might not end by themselves
+does the task fail: then Spark stops them all. The report travels in the text of that exception,
+between two marks."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pyspark import BarrierTaskContext, cloudpickle
+
+from .errors import DistributedError, Failure
+from .life import Options, Place, live
+from .rendezvous import host_of
+from .worker import Worker
+
+_MARKED = re.compile(r"\[worker-report:([A-Za-z0-9+/=]+):end\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a task sends to the driver: a pickled result, or a failure."""
+
+    rank: int
+    result: bytes = b""
+    failure: Failure | None = None
+
+
+class TaskFailed(RuntimeError):
+    """Fails the Spark task, so that Spark stops the other ones. Its text holds the report."""
+
+    def __init__(self, failure: Failure):
+        report = base64.b64encode(failure.to_json().encode()).decode()
+        super().__init__(f"{failure.describe()}\n[worker-report:{report}:end]")
+
+
+def failure_in(text: str) -> Failure | None:
+    """The report in the text of a `TaskFailed` that went through Spark, or None."""
+    found = _MARKED.search(text)
+    return Failure.from_json(base64.b64decode(found[1]).decode()) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class BarrierTask:
+    """The function of the barrier stage. `call` is the pickled `(main, args)`."""
+
+    call: bytes
+    options: Options
+
+    def __call__(self, rows: Iterator[Any]) -> Iterator[Report]:
+        context = BarrierTaskContext.get()
+        place = Place(
+            rank=context.partitionId(),
+            hosts=tuple(host_of(task.address) for task in context.getTaskInfos()),
+            attempt=context.taskAttemptId(),
+            partition=context.partitionId(),
+            cpus=context.cpus(),
+            resources={name: tuple(r.addresses) for name, r in context.resources().items()},
+        )
+        outcome = live(self._call_main, place, self.options, context.allGather)
+        if outcome.failure is not None and not outcome.settled:
+            root = outcome.failure.root()
+            raise TaskFailed(dataclasses.replace(root, partition=root.rank))
+        return iter([Report(place.rank, outcome.result or b"", outcome.failure)])
+
+    def _call_main(self, worker: Worker) -> bytes:
+        # Unpickled here rather than by Spark, so that a module missing on one host is reported like
+        # any other error.
+        main, args = cloudpickle.loads(self.call)
+        result = main(worker, *args)
+        try:
+            return cloudpickle.dumps(result)
+        except Exception as error:  # pickle raises whatever the result's own methods raise
+            raise DistributedError(
+                "the result of main cannot be sent to the driver: "
+                f"{type(error).__name__}: {error}; return tensors, arrays, numbers or trees of them"
+            ) from error

@@ -1,0 +1,105 @@
+"""The ring over TCP: one connection to the next rank and one from the previous, driven by one
+thread without blocking.
+
+Sending and receiving are interleaved in one loop, so two ranks that both have megabytes to send
+cannot wait for each other. While the program reduces a segment, the kernel goes on sending the last
+one and receiving the next."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from . import ConnectionLost, Stalled
+
+_PIECES = (
+    8  # buffers handed to the kernel in one call, so that a header and a small body go out together
+)
+
+
+class TcpTransport:
+    """The two connections of a rank. `previous` and `next` are ranks; the sockets are owned by the
+    transport."""
+
+    def __init__(
+        self,
+        previous_rank: int,
+        next_rank: int,
+        incoming: socket.socket,
+        outgoing: socket.socket,
+    ):
+        self._previous = previous_rank
+        self._next = next_rank
+        self._incoming = incoming
+        self._outgoing = outgoing
+        incoming.setblocking(False)
+        outgoing.setblocking(False)
+
+    def exchange(
+        self, sends: deque[memoryview], program: Iterator[memoryview], idle_seconds: float
+    ) -> None:
+        wanted = _advance(program)
+        while wanted is not None or sends:
+            moved = self._send(sends) if sends else False
+            if wanted is not None:
+                count = self._receive(wanted)
+                if count == len(wanted):
+                    wanted = _advance(program)
+                elif count:
+                    wanted = wanted[count:]
+                moved = moved or count > 0
+            if not moved:
+                self._wait(bool(sends), wanted is not None, idle_seconds)
+
+    def interrupt(self) -> None:
+        for connection in (self._incoming, self._outgoing):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._incoming.close()
+        self._outgoing.close()
+
+    def _send(self, sends: deque[memoryview]) -> bool:
+        try:
+            count = self._outgoing.sendmsg(islice(sends, _PIECES))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ConnectionLost(self._next, str(error)) from None
+        while sends and count >= len(sends[0]):
+            count -= len(sends.popleft())
+        if count:
+            sends[0] = sends[0][count:]
+        return True
+
+    def _receive(self, wanted: memoryview) -> int:
+        try:
+            count = self._incoming.recv_into(wanted)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionLost(self._previous, str(error)) from None
+        if count == 0:
+            raise ConnectionLost(self._previous, "it closed the connection")
+        return count
+
+    def _wait(self, sending: bool, receiving: bool, idle_seconds: float) -> None:
+        poll = select.poll()
+        if sending:
+            poll.register(self._outgoing, select.POLLOUT)
+        if receiving:
+            poll.register(self._incoming, select.POLLIN)
+        if not poll.poll(idle_seconds * 1000):
+            peer = self._previous if receiving else self._next
+            verb = "arrived from" if receiving else "could be sent to"
+            raise Stalled(peer, f"nothing {verb} it for {idle_seconds:g} s")
+
+
+def _advance(program: Iterator[memoryview]) -> memoryview | None:
+    """The next buffer to fill that is not empty, or None at the end."""
+    return next((buffer for buffer in program if len(buffer)), None)

@@ -1,0 +1,214 @@
+"""The collectives on trees of tensors: structure, dtypes and devices come back as they went in."""
+
+import threading
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tensorlite as tl
+import tensorlite.distributed as dist
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+def tree_of(rank):
+    """A tree with several dtypes, scalars, an empty leaf and one large enough for the ring."""
+    return {
+        "weights": [
+            tl.asarray(np.full((3, 4), rank, np.float32)),
+            tl.asarray(np.full((40_000,), rank + 1, np.float32)),
+        ],
+        "pair": Pair(tl.asarray(np.int32(rank)), np.full(2, rank, ml_dtypes.bfloat16)),
+        "flag": np.array([rank == 0, rank < 5]),
+        "empty": tl.asarray(np.zeros((0, 3), np.float64)),
+        "none": None,
+    }
+
+
+def to_numpy(tree):
+    return tl.tree.map(np.asarray, tree)
+
+
+def assert_trees_equal(got, want):
+    assert tl.tree.structure(got) == tl.tree.structure(want)
+    for path, a, b in zip(
+        tl.tree.paths(got), tl.tree.leaves(got), tl.tree.leaves(want), strict=True
+    ):
+        assert isinstance(a, tl.Tensor), path
+        assert np.asarray(a).dtype == np.asarray(b).dtype, path
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=path)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_all_reduce_of_a_tree(size):
+    for got in dist.run_local(
+        lambda w: dist.all_reduce(tree_of(w.rank), op="max"), num_workers=size
+    ):
+        assert_trees_equal(got, tree_of(size - 1) | {"flag": np.array([True, True])})
+
+
+def test_sum_and_mean_of_tensors():
+    def main(worker):
+        tree = {"a": tl.asarray(np.arange(3.0) * worker.rank)}
+        return dist.all_reduce(tree), dist.all_reduce(tree, op="mean")
+
+    for total, mean in dist.run_local(main, num_workers=3):
+        assert_trees_equal(total, {"a": np.array([0.0, 3.0, 6.0])})
+        assert_trees_equal(mean, {"a": np.array([0.0, 1.0, 2.0])})
+
+
+def test_the_default_is_the_sum_and_bare_leaves_are_trees():
+    got = dist.run_local(lambda w: dist.all_reduce(np.float32(w.rank + 1)), num_workers=2)
+    assert_trees_equal(got[0], np.float32(3))
+
+
+@pytest.mark.parametrize("root", [0, 2])
+def test_broadcast(root):
+    for got in dist.run_local(lambda w: dist.broadcast(tree_of(w.rank), root), num_workers=3):
+        assert_trees_equal(got, tree_of(root))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_all_gather_stacks(size):
+    trees = [to_numpy(tree_of(rank)) for rank in range(size)]
+    want = tl.tree.map(lambda *leaves: np.stack(leaves), *trees)
+    for got in dist.run_local(lambda w: dist.all_gather(tree_of(w.rank)), num_workers=size):
+        assert_trees_equal(got, want)
+
+
+@given(size=st.integers(1, 4), rows=st.integers(0, 3), columns=st.integers(0, 5))
+@settings(max_examples=15)
+def test_tiled_all_gather_undoes_reduce_scatter(size, rows, columns):
+    def leaves(rank):
+        values = np.arange(size * rows * columns, dtype=np.float32).reshape(size * rows, columns)
+        return {"a": values * (rank + 1), "b": values[:, :1] + rank, "c": np.arange(size) * rank}
+
+    def main(worker):
+        tree = leaves(worker.rank)
+        part = dist.reduce_scatter(tree)
+        assert np.asarray(part["a"]).shape == (rows, columns)
+        return dist.all_gather(part, tiled=True), dist.all_reduce(tree)
+
+    if columns == 0:
+        columns = 1
+    for gathered, reduced in dist.run_local(main, num_workers=size):
+        assert_trees_equal(gathered, reduced)
+
+
+def test_a_tree_goes_around_once_for_each_dtype():
+    def main(worker):
+        before = worker.ring._calls
+        dist.all_reduce(tree_of(worker.rank), op="max")
+        return worker.ring._calls - before
+
+    assert dist.run_local(main, num_workers=2) == [5, 5]
+
+
+def test_results_are_on_the_device_of_their_leaves():
+    def main(worker):
+        return [leaf.device for leaf in tl.tree.leaves(dist.all_reduce([tl.ones(2), np.ones(2)]))]
+
+    for devices in dist.run_local(main, num_workers=2):
+        assert devices == ["cpu", "cpu"]
+
+
+def test_a_tree_without_leaves():
+    assert dist.run_local(lambda w: dist.all_reduce({"a": []}), num_workers=2) == [{"a": []}] * 2
+
+
+def test_inputs_are_left_alone():
+    def main(worker):
+        mine = np.full(50_000, worker.rank, np.float32)
+        for collective in (dist.all_reduce, dist.broadcast, dist.reduce_scatter, dist.all_gather):
+            collective(mine)
+        return np.all(mine == worker.rank)
+
+    assert dist.run_local(main, num_workers=2) == [True, True]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: dist.all_reduce({"net": {"mask": np.array([True])}}),
+            TypeError,
+            "all_reduce: leaf 'net.mask': the sum of bool is not a bool",
+        ),
+        (
+            lambda: dist.all_reduce({"n": np.arange(3)}, op="mean"),
+            TypeError,
+            "all_reduce: leaf 'n': the mean of int64 is not a whole number",
+        ),
+        (lambda: dist.all_reduce(np.ones(2), op="prod"), ValueError, "no op 'prod'; choose one of"),
+        (
+            lambda: dist.all_gather({"name": np.array("text")}),
+            TypeError,
+            "all_gather: leaf 'name': cannot send arrays of dtype <U4",
+        ),
+        (lambda: dist.all_gather(np.float32(1), tiled=True), ValueError, "a scalar has no axis"),
+        (
+            lambda: dist.reduce_scatter({"b": np.float32(1)}),
+            ValueError,
+            r"leaf 'b' of shape \(\) cannot be cut",
+        ),
+        (lambda: dist.broadcast(np.ones(1), root=3), ValueError, "there is no rank 3"),
+    ],
+)
+def test_bad_calls(call, error, message):
+    with dist.local_worker(), pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("odd", "quoted"),
+    [
+        ({"w": np.ones(2), "b": np.ones(3)}, ["w: float64[2]", "v: float64[2]"]),
+        (
+            {"b": np.ones(3)},
+            ["all_reduce(op='max') of 1 array", "all_reduce(op='max') of 2 arrays"],
+        ),
+        ({"v": np.ones(2), "b": np.ones(3, np.int16)}, ["b: int16[3]", "b: float64[3]"]),
+        ({}, ["barrier() of 0 arrays", "all_reduce(op='max') of 2 arrays"]),
+    ],
+)
+def test_trees_that_differ_are_quoted_on_both_sides(odd, quoted):
+    usual = {"v": np.ones(2), "b": np.ones(3)}
+    with pytest.raises(dist.WorkerError) as caught:
+        dist.run_local(lambda w: dist.all_reduce(odd if w.rank else usual, op="max"), num_workers=2)
+    assert caught.value.error_type == "MismatchError"
+    for side in quoted:
+        assert side in str(caught.value)
+
+
+def test_outside_of_a_world():
+    for call in (lambda: dist.all_reduce(np.ones(1)), dist.barrier, dist.current_worker):
+        with pytest.raises(
+            dist.DistributedError, match="there is no worker here: collectives work"
+        ):
+            call()
+
+
+def test_a_new_thread_is_outside_too_and_the_message_says_what_to_do():
+    raised = []
+
+    def in_thread():
+        try:
+            dist.barrier()
+        except dist.DistributedError as error:
+            raised.append(str(error))
+
+    with dist.local_worker():
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join()
+    assert "contextvars.copy_context().run" in raised[0]
