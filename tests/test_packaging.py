@@ -73,10 +73,13 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
     """Run make where there is only the Makefile and its scripts, so that nothing gets installed."""
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copytree(ROOT / ".ci", folder / ".ci", symlinks=True)
+    # The tests may have been started by a make of their own, whose settings are not for this one.
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}
+    inherited = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run(
         ["make", *arguments],
         cwd=folder,
-        env={**os.environ, "MAKEFLAGS": "", **environment},
+        env={**inherited, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
