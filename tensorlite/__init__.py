@@ -4,7 +4,7 @@
 `tl.tree`; `nn`, `optim`, `random` and `data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
 """
 
-from . import tree
+from . import random, tree
 from ._version import __version__
 from .autodiff import grad, jvp, value_and_grad, vjp
 from .composite import checkpoint, custom_vjp
