@@ -25,17 +25,20 @@ import dataclasses
 import hashlib
 import hmac
 import secrets
+import socket
 import struct
 from collections.abc import Callable, Generator
+from typing import TypeVar
 
 MAGIC = b"tlring01"
 CHALLENGE_BYTES = 32
 PROOF_BYTES = 32
 WELCOME = b"\x01"
-CHANNELS = ("ring", "control")
+CHANNELS = ("ring", "control", "monitor")
 
 _HELLO = struct.Struct(f"!{len(MAGIC)}sBII{CHALLENGE_BYTES}s")
 
+Result = TypeVar("Result")
 Step = tuple[bytes, int]  # bytes to send now, number of bytes wanted next
 
 
@@ -98,3 +101,27 @@ def accept(
     if not is_expected(channel, caller):
         raise HandshakeError(f"rank {caller} has no business on the {channel} channel")
     return channel, caller
+
+
+def converse(connection: socket.socket, steps: Generator[Step, bytes, Result]) -> Result:
+    """Run one side of a handshake on a connection that has a timeout, and return what it learned.
+
+    After `accept` the caller still has to send `WELCOME`.
+
+    Raises:
+        HandshakeError: the other end is not who it should be.
+        OSError: the connection ended, or the other end was silent for too long.
+    """
+    try:
+        data, wanted = next(steps)
+        while True:
+            connection.sendall(data)
+            received = b""
+            while len(received) < wanted:
+                part = connection.recv(wanted - len(received))
+                if not part:
+                    raise ConnectionError("it closed the connection")
+                received += part
+            data, wanted = steps.send(received)
+    except StopIteration as finished:
+        return finished.value

@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from .errors import RendezvousError
-from .handshake import WELCOME, Credentials, HandshakeError, Step, accept, dial
+from .handshake import WELCOME, Credentials, HandshakeError, Step, accept, converse, dial
 
 PROTOCOL = 1
 NONCE_BYTES = 16
@@ -267,7 +267,7 @@ def _dial(
             connection = socket.create_connection(
                 (peer.host, peer.port), min(HANDSHAKE_SECONDS, left)
             )
-            _converse(connection, dial(credentials, channel, rank, peer.rank))
+            converse(connection, dial(credentials, channel, rank, peer.rank))
             return connection
         except HandshakeError as error:
             connection.close()  # type: ignore[union-attr]
@@ -278,23 +278,6 @@ def _dial(
                 connection.close()
             time.sleep(min(0.1, max(0.0, left)))
     raise RendezvousError(f"rank {rank} could not reach {peer} ({channel}): {problem}. {_ADVICE}")
-
-
-def _converse(connection: socket.socket, steps: Generator[Step, bytes, None]) -> None:
-    """Run a handshake on a connection that has a timeout."""
-    try:
-        data, wanted = next(steps)
-        while True:
-            connection.sendall(data)
-            received = b""
-            while len(received) < wanted:
-                part = connection.recv(wanted - len(received))
-                if not part:
-                    raise ConnectionError("it closed the connection")
-                received += part
-            data, wanted = steps.send(received)
-    except StopIteration:
-        return
 
 
 class _HalfOpen:
