@@ -1,7 +1,8 @@
 """tensorlite: a small autodiff tensor engine, and data-parallel training on Spark.
 
-`import tensorlite as tl` gives tensors and NumPy-style functions (a Python array API namespace), the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and
-`tl.tree`; `nn`, `optim`, `random` and `data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
+`import tensorlite as tl` gives tensors and NumPy-style functions (a Python array API namespace),
+the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim`, `random` and
+`data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
 """
 
 from . import random, tree
@@ -19,6 +20,7 @@ from .dtypes import (
     int16,
     int32,
     int64,
+    isdtype,
     result_type,
     uint8,
     uint16,

@@ -1,8 +1,9 @@
 """Reverse mode as a stack of boxes, and forward mode as the pullback of the pullback.
 
-While `vjp` runs a function, its inputs are boxes. Every primitive that meets a box computes its answer at once, on the value below
-the box, and leaves a node that knows how to pull a cotangent back. Values below a box are concrete, so Python's `if`, `while` and
-`print` work; nodes hold values of the level below, so that a pullback can itself be differentiated, batched or traced.
+While `vjp` runs a function, its inputs are boxes. Every primitive that meets a box computes its
+answer at once, on the value below the box, and leaves a node that knows how to pull a cotangent
+back. Values below a box are concrete, so Python's `if`, `while` and `print` work; nodes hold values
+of the level below, so that a pullback can itself be differentiated, batched or traced.
 """
 
 from __future__ import annotations
@@ -23,19 +24,25 @@ _order = itertools.count()
 
 
 class Node:
-    """One step of the forward computation: where its arguments came from, and how cotangents go back to them."""
+    """One step of the forward computation: where its arguments came from, and how cotangents go
+    back to them."""
 
     __slots__ = ("order", "parents", "pull", "results")
 
-    def __init__(self, parents: Sequence[tuple[Node, int] | None], pull: Any, results: int | None = None):
+    def __init__(
+        self, parents: Sequence[tuple[Node, int] | None], pull: Any, results: int | None = None
+    ):
         self.order = next(_order)  # creation order is a topological order
         self.parents = parents
         self.pull = pull  # a tuple of functions, one per parent, or one joint function
-        self.results = results  # how many, if the primitive returns a tuple; None if it returns one tensor
+        self.results = (
+            results  # how many, if the primitive returns a tuple; None if it returns one tensor
+        )
 
 
 class Box(Tracer):
-    """A tensor in the computation that `trace` differentiates: its value one level below, and the node that made it."""
+    """A tensor in the computation that `trace` differentiates: its value one level below, and the
+    node that made it."""
 
     __slots__ = ("index", "node", "trace", "value")
 
@@ -74,7 +81,8 @@ class Box(Tracer):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         raise TracerError(
-            f"conversion to NumPy of a value of {self.aval} inside tl.grad would lose its gradient; "
+            f"conversion to NumPy of a value of {self.aval} inside tl.grad would lose its "
+            "gradient; "
             "use tensorlite's own function, or x.numpy() to look at the value only"
         )
 
@@ -116,8 +124,11 @@ class VJPTrace(Trace):
         return Box(self, ans, Node(parents, pull))
 
 
-def backward(seeds: Sequence[tuple[Node, int, Tensor]], leaves: Sequence[Node]) -> list[Tensor | None]:
-    """The cotangents that reach `leaves` when `seeds` (node, which of its results, cotangent) are pulled back; None is zero."""
+def backward(
+    seeds: Sequence[tuple[Node, int, Tensor]], leaves: Sequence[Node]
+) -> list[Tensor | None]:
+    """The cotangents that reach `leaves` when `seeds` (node, which of its results, cotangent) are
+    pulled back; None is zero."""
     arrived: dict[Node, list[Tensor | None]] = {}
     waiting: list[tuple[int, Node]] = []
 
@@ -155,22 +166,24 @@ def _linearize(
 ) -> tuple[Any, Any, Callable[[Sequence[Tensor | None]], list[Tensor | None]], tree.TreeDef]:
     """Run f(*args) with boxes around the `active` leaves of `args`.
 
-    Returns the result, the auxiliary result, a function from cotangents of the result's leaves to cotangents of the active leaves, and
-    the structure of the result.
+    Returns the result, the auxiliary result, a function from cotangents of the result's leaves to
+    cotangents of the active leaves, and the structure of the result.
     """
     leaves, treedef = tree.flatten(args)
     with new_trace(VJPTrace) as trace:
         sources = [Node((), None) for a in active if a]
         fresh = iter(sources)
         boxed = [
-            Box(trace, leaf, next(fresh)) if a else leaf for leaf, a in zip(leaves, active, strict=True)
+            Box(trace, leaf, next(fresh)) if a else leaf
+            for leaf, a in zip(leaves, active, strict=True)
         ]
         out = f(*tree.unflatten(treedef, boxed))
         aux = None
         if has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
                 raise TypeError(
-                    f"{what}: with has_aux=True the function returns (value, aux), got {type(out).__name__}"
+                    f"{what}: with has_aux=True the function returns (value, aux), got "
+                    f"{type(out).__name__}"
                 )
             out, aux = out
         out_leaves, out_def = tree.flatten(out)
@@ -181,7 +194,9 @@ def _linearize(
 
     def pull(cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         seeds = [
-            (*end, ct) for end, ct in zip(ends, cotangents, strict=True) if end is not None and ct is not None
+            (*end, ct)
+            for end, ct in zip(ends, cotangents, strict=True)
+            if end is not None and ct is not None
         ]
         return backward(seeds, sources)
 
@@ -205,8 +220,9 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         has_aux: `f` returns (value, aux), and aux is passed through.
 
     Returns:
-        `(value, pullback)` or `(value, pullback, aux)`. `pullback(cotangent)`, where the cotangent has the structure, shapes and
-        dtypes of the value, gives a tuple of cotangents, one for each primal. It may be called more than once.
+        `(value, pullback)` or `(value, pullback, aux)`. `pullback(cotangent)`, where the cotangent
+        has the structure, shapes and dtypes of the value, gives a tuple of cotangents, one for each
+        primal. It may be called more than once.
     """
     primals = tree.map(asarray, primals)
     leaves, treedef = tree.flatten(primals)
@@ -217,10 +233,14 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     def pullback(cotangent: Any) -> tuple[Any, ...]:
         cts, ct_def = tree.flatten(cotangent)
         if ct_def != out_def:
-            raise ValueError(f"vjp: the cotangent has structure {ct_def}, the function's value {out_def}")
+            raise ValueError(
+                f"vjp: the cotangent has structure {ct_def}, the function's value {out_def}"
+            )
         cts = [_check_cotangent(ct, aval) for ct, aval in zip(cts, out_avals, strict=True)]
         gradients = iter(pull(cts))
-        filled = [_fill(next(gradients) if a else None, x) for a, x in zip(active, leaves, strict=True)]
+        filled = [
+            _fill(next(gradients) if a else None, x) for a, x in zip(active, leaves, strict=True)
+        ]
         return tree.unflatten(treedef, filled)
 
     return (value, pullback, aux) if has_aux else (value, pullback)
@@ -236,7 +256,9 @@ def _check_cotangent(ct: Any, aval: Aval) -> Tensor | None:
 
 
 def _fill(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return full(like.shape, 0, dtype=like.dtype, device=like.device) if gradient is None else gradient
+    return (
+        full(like.shape, 0, dtype=like.dtype, device=like.device) if gradient is None else gradient
+    )
 
 
 def flat_vjp(
@@ -244,23 +266,27 @@ def flat_vjp(
 ) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor | None]], list[Tensor | None]]]:
     """`vjp` for the rules of primitives: of a function of tensors that returns a tuple of them.
 
-    The pullback takes one cotangent for each result and gives one for each argument that is needed; None is zero.
+    The pullback takes one cotangent for each result and gives one for each argument that is needed;
+    None is zero.
     """
     value, _, pull, _ = _linearize(f, tuple(args), needs, False, "vjp")
     return value, pull
 
 
-def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
+def value_and_grad(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Any:
     """A function that gives the value of `f` and its gradient.
 
     Args:
         f: returns a scalar floating-point tensor (with `has_aux`, a pair of it and anything else).
-        argnums: position(s) of the arguments to differentiate: pytrees whose leaves are floating-point. Buffers of modules (running
-            statistics) are not differentiated; their gradient is zero.
+        argnums: position(s) of the arguments to differentiate: pytrees whose leaves are
+            floating-point. Buffers of modules (running statistics) are not differentiated; their
+            gradient is zero.
 
     Returns:
-        a function of the same arguments giving `(value, gradient)` or `((value, aux), gradient)`. The gradient has the structure of
-        the argument (a tuple of them if `argnums` is a sequence).
+        a function of the same arguments giving `(value, gradient)` or `((value, aux), gradient)`.
+        The gradient has the structure of the argument (a tuple of them if `argnums` is a sequence).
 
     Raises:
         TypeError: a leaf to differentiate is not floating-point, or the value is not a scalar.
@@ -273,7 +299,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_
         for position in positions:
             if not -len(args) <= position < len(args):
                 raise TypeError(
-                    f"grad: argnums={argnums}, but the function was called with {len(args)} positional arguments"
+                    f"grad: argnums={argnums}, but the function was called with {len(args)} "
+                    "positional arguments"
                 )
         chosen = [p % len(args) for p in positions]
         picked = tuple(tree.map(asarray, args[p]) for p in chosen)
@@ -284,7 +311,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_
                 raise TypeError(_not_float(leaf, path, chosen))
 
         def of_picked(*picked: Any) -> Any:
-            # The other arguments are rebuilt too, so that a module that assigns to itself does not keep boxes.
+            # The other arguments are rebuilt too, so that a module that assigns to itself does not
+            # keep boxes.
             full_args = [tree.map(lambda x: x, a) for a in args]
             for position, arg in zip(chosen, picked, strict=True):
                 full_args[position] = arg
@@ -295,11 +323,14 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_
             got = str(value.aval) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
                 f"grad: the function must return a floating-point scalar, got {got}; "
-                "reduce it, e.g. with tl.mean" + ("" if has_aux else ", or pass has_aux=True if it returns (loss, aux)")
+                "reduce it, e.g. with tl.mean"
+                + ("" if has_aux else ", or pass has_aux=True if it returns (loss, aux)")
             )
         seed = full((), 1, dtype=value.dtype, device=value.device)
         gradients = iter(pull([seed]))
-        filled = [_fill(next(gradients) if a else None, x) for a, x in zip(active, leaves, strict=True)]
+        filled = [
+            _fill(next(gradients) if a else None, x) for a, x in zip(active, leaves, strict=True)
+        ]
         gradient = tree.unflatten(treedef, filled)
         return ((value, aux) if has_aux else value), (gradient if several else gradient[0])
 
@@ -316,7 +347,8 @@ def _not_float(leaf: Tensor, path: str, positions: Sequence[int]) -> str:
 
 
 def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
-    """A function that gives the gradient of `f` (with `has_aux`, the pair `(gradient, aux)`). See `value_and_grad`."""
+    """A function that gives the gradient of `f` (with `has_aux`, the pair `(gradient, aux)`). See
+    `value_and_grad`."""
     both = value_and_grad(f, argnums, has_aux)
 
     @functools.wraps(f)
@@ -328,10 +360,11 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool 
 
 
 def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
-    """The value of `f` at `primals` and its derivative along `tangents` (same structures, shapes and dtypes).
+    """The value of `f` at `primals` and its derivative along `tangents` (same structures, shapes
+    and dtypes).
 
-    The pullback is linear in its cotangent, so its own pullback is the pushforward; under jit the first sweep is dead code
-    and disappears.
+    The pullback is linear in its cotangent, so its own pullback is the pushforward; under jit the
+    first sweep is dead code and disappears.
     """
     primals, tangents = tuple(primals), tuple(tangents)
     primals = tree.map(asarray, primals)
@@ -358,6 +391,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     _, _, push, _ = _linearize(pull_floats, zeros, [True] * len(zeros), False, "jvp")
     moved = iter(push(directions))
     result = [
-        _fill(next(moved) if is_float else None, o) for o, is_float in zip(outs, floats, strict=True)
+        _fill(next(moved) if is_float else None, o)
+        for o, is_float in zip(outs, floats, strict=True)
     ]
     return value, tree.unflatten(out_def, result)

@@ -1,11 +1,13 @@
 """The heart of tensorlite: abstract values, tensors, primitives, and the stack of traces.
 
-Everything that can be computed is a `Primitive`, and every computation goes through `bind`. With nothing to trace, `bind` hands the
-primitive to the device that holds its arguments. While a transform runs, some arguments are *tracers*: tensors that stand
-for a value in that transform. `bind` then gives the primitive to the innermost trace concerned, which applies its own rule
-(a derivative, a batching rule, an equation in a graph) and binds again one level further out.
+Everything that can be computed is a `Primitive`, and every computation goes through `bind`. With
+nothing to trace, `bind` hands the primitive to the device that holds its arguments. While a
+transform runs, some arguments are *tracers*: tensors that stand for a value in that transform.
+`bind` then gives the primitive to the innermost trace concerned, which applies its own rule (a
+derivative, a batching rule, an equation in a graph) and binds again one level further out.
 
-This file knows no op and no device. Ops attach the operators and methods of `Tensor`; a device is whatever a tensor carries.
+This file knows no op and no device. Ops attach the operators and methods of `Tensor`; a device is
+whatever a tensor carries.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Rule = Callable[..., Any]
 
 
 class TracerError(TypeError):
-    """A traced value was used where a concrete one is needed, or outlived the transform that made it."""
+    """A traced value was used where a concrete one is needed, or outlived the transform that made
+    it."""
 
 
 class Aval(NamedTuple):
@@ -46,8 +49,9 @@ class Aval(NamedTuple):
 class Tensor:
     """An immutable n-dimensional array on a device.
 
-    `data` is the device's own buffer (a NumPy array on the CPU); it has a `shape` and a `dtype`. Make tensors with
-    `tl.asarray`; operators, indexing and methods such as `sum` or `reshape` are attached by `tensorlite.ops.methods`.
+    `data` is the device's own buffer (a NumPy array on the CPU); it has a `shape` and a `dtype`.
+    Make tensors with `tl.asarray`; operators, indexing and methods such as `sum` or `reshape` are
+    attached by `tensorlite.ops.methods`.
     """
 
     __slots__ = ("__weakref__", "_data", "device")
@@ -65,7 +69,8 @@ class Tensor:
         data = self._data
         if data is None:
             raise RuntimeError(
-                "this tensor was donated to a jitted function (donate_argnums) and its memory is gone; "
+                "this tensor was donated to a jitted function (donate_argnums) and its memory is "
+                "gone; "
                 "use the function's result instead, or do not donate it"
             )
         return data
@@ -100,7 +105,8 @@ class Tensor:
         self._data = None
 
     def numpy(self) -> np.ndarray:
-        """A read-only NumPy array of the values, without a copy where the device shares memory with the host."""
+        """A read-only NumPy array of the values, without a copy where the device shares memory with
+        the host."""
         host = self.concrete("conversion to NumPy")
         array = np.asarray(host.device.to_numpy(host.data)).view()
         array.flags.writeable = False
@@ -117,7 +123,9 @@ class Tensor:
     def item(self) -> Any:
         """The value of a tensor with one element as a Python scalar."""
         if self.size != 1:
-            raise ValueError(f"item: only a tensor with one element is a scalar, got shape {self.shape}")
+            raise ValueError(
+                f"item: only a tensor with one element is a scalar, got shape {self.shape}"
+            )
         return np.asarray(self.concrete("item()").numpy()).reshape(()).item()
 
     def tolist(self) -> Any:
@@ -152,11 +160,14 @@ class Tensor:
         return self.shape[0]
 
     def __hash__(self) -> int:
-        raise TypeError("tensors are not hashable: == compares elementwise; use id(t) or a name as the key")
+        raise TypeError(
+            "tensors are not hashable: == compares elementwise; use id(t) or a name as the key"
+        )
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
-            "tensors are immutable: instead of x[i] = v write x = x.at[i].set(v) (also .add, .multiply, .min, .max)"
+            "tensors are immutable: instead of x[i] = v write x = x.at[i].set(v) (also .add, "
+            ".multiply, .min, .max)"
         )
 
     def __repr__(self) -> str:
@@ -171,7 +182,8 @@ class Tensor:
 
 
 class Tracer(Tensor):
-    """A tensor that stands for a value inside a transform; every kind of trace has its own kind of tracer."""
+    """A tensor that stands for a value inside a transform; every kind of trace has its own kind of
+    tracer."""
 
     __slots__ = ()
 
@@ -185,7 +197,9 @@ class Tracer(Tensor):
 
     @property
     def data(self) -> Any:
-        raise TracerError(f"{type(self).__name__} of {self.aval} is traced and holds no data of its own")
+        raise TracerError(
+            f"{type(self).__name__} of {self.aval} is traced and holds no data of its own"
+        )
 
     def __repr__(self) -> str:
         return f"Traced({self.aval}, {self.trace})"
@@ -201,16 +215,19 @@ class Primitive:
 
     The rules are attached with decorators, in this order:
 
-    - `shape(*avals, **params) -> Aval or tuple of Avals`: also the place where arguments are checked;
+    - `shape(*avals, **params) -> Aval or tuple of Avals`: also the place where arguments are
+      checked;
     - `numpy(*arrays, **params) -> array or tuple of arrays`: the reference implementation;
-    - `vjp(ans, *args, **params) -> pull or tuple of pulls`: one function from the cotangent of `ans` to the cotangent of
-      each argument, None for an argument without derivative. Pulls are linear, since forward mode is the pullback of the
-      pullback. A single argument may return its pull bare.
-    - `fwd(needs, *args, **params) -> (ans, pull)` instead of `vjp` where the differentiated forward differs or the pulls share
-      work: `needs[i]` says whether argument i is differentiated, `pull(ct)` gives a tuple with one entry per argument (of
-      several results, `ct` is a tuple in which None stands for zero);
-    - `batch(args, batched, **params) -> result`: `batched[i]` says whether axis 0 of argument i is the batch; every result
-      has the batch at axis 0.
+    - `vjp(ans, *args, **params) -> pull or tuple of pulls`: one function from the cotangent of
+      `ans` to the cotangent of each argument, None for an argument without derivative. Pulls are
+      linear, since forward mode is the pullback of the pullback. A single argument may return its
+      pull bare.
+    - `fwd(needs, *args, **params) -> (ans, pull)` instead of `vjp` where the differentiated forward
+      differs or the pulls share work: `needs[i]` says whether argument i is differentiated,
+      `pull(ct)` gives a tuple with one entry per argument (of several results, `ct` is a tuple in
+      which None stands for zero);
+    - `batch(args, batched, **params) -> result`: `batched[i]` says whether axis 0 of argument i is
+      the batch; every result has the batch at axis 0.
 
     Parameters must be hashable. Heavy device kernels are registered by backends, not here.
     """
@@ -286,7 +303,8 @@ class Trace:
 
 
 class _Traces(threading.local):
-    """The traces running in this thread. `floor` is the innermost graph trace: it captures even operations on constants."""
+    """The traces running in this thread. `floor` is the innermost graph trace: it captures even
+    operations on constants."""
 
     level: int = 0
     floor: Trace | None = None
@@ -316,7 +334,8 @@ def tracing_graph() -> Trace | None:
 
 
 def bind(prim: Primitive, *args: Tensor, **params: Any) -> Any:
-    """Apply `prim` to tensors: by the innermost trace among them, else by the device that holds them."""
+    """Apply `prim` to tensors: by the innermost trace among them, else by the device that holds
+    them."""
     top = _traces.floor
     for arg in args:
         trace = arg.trace
@@ -334,7 +353,9 @@ def leaked(trace: Trace, prim: Primitive | None = None) -> TracerError:
     """The error for a tracer that is used after its transform has ended."""
     where = f"{prim.name}: " if prim is not None else ""
     return TracerError(
-        f"{where}got a value traced by {trace}, which has already ended; the value leaked out of the transformed function "
-        "through a global, an attribute or a closure. Return it from the function instead (a module that updates itself, "
+        f"{where}got a value traced by {trace}, which has already ended; the value leaked out of "
+        "the transformed function "
+        "through a global, an attribute or a closure. Return it from the function instead (a "
+        "module that updates itself, "
         "such as BatchNorm, is returned by the loss: `return loss, model` with has_aux=True)"
     )

@@ -1,8 +1,9 @@
 """Devices, the protocol that every backend implements, and the registry of backends.
 
-A backend owns buffers of its own kind and knows how to run one primitive on them (eager mode) and how to compile a graph (jit).
-Backends register themselves when they are imported; a heavy kernel is registered from the backend's own files with
-`@lowering(primitive, backend)`, and everything else runs through the primitive's NumPy rule or its decomposition.
+A backend owns buffers of its own kind and knows how to run one primitive on them (eager mode) and
+how to compile a graph (jit). Backends register themselves when they are imported; a heavy kernel is
+registered from the backend's own files with `@lowering(primitive, backend)`, and everything else
+runs through the primitive's NumPy rule or its decomposition.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ class Backend(Protocol):
         """The devices of this backend that can be used now, in a stable order."""
 
     def from_numpy(self, array: np.ndarray, device: Device) -> Any:
-        """A buffer on `device` that holds the values of `array`; it may share memory with a read-only `array`."""
+        """A buffer on `device` that holds the values of `array`; it may share memory with a
+        read-only `array`."""
 
     def to_numpy(self, buffer: Any) -> np.ndarray:
         """The values of `buffer` as a NumPy array; waits until they are computed."""
 
-    def run(self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
+    def run(
+        self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]
+    ) -> Any:
         """Run one primitive on concrete tensors: a Tensor, or a tuple of them."""
 
     def compile(self, graph: Any, device: Device) -> Callable[..., tuple[Any, ...]]:
@@ -68,15 +72,23 @@ class Device:
         return self.name
 
     def __repr__(self) -> str:
-        return f"Device({self.name!r}, {self.description!r})" if self.description else f"Device({self.name!r})"
+        return (
+            f"Device({self.name!r}, {self.description!r})"
+            if self.description
+            else f"Device({self.name!r})"
+        )
 
     def __reduce__(self) -> Any:
         return get_device, (self.name,)
 
 
 _backends: dict[str, Backend] = {}
-_modules = {"cpu": "tensorlite.backends.cpu"}  # imported when a device of that name is first asked for
-_default: contextvars.ContextVar[Device | None] = contextvars.ContextVar("default_device", default=None)
+_modules = {
+    "cpu": "tensorlite.backends.cpu"
+}  # imported when a device of that name is first asked for
+_default: contextvars.ContextVar[Device | None] = contextvars.ContextVar(
+    "default_device", default=None
+)
 
 Kernel = Callable[..., Any]
 _lowerings: dict[str, dict[Primitive, Kernel]] = {}
@@ -134,7 +146,8 @@ def _backend(name: str) -> Backend:
 
 
 class default_device(contextlib.ContextDecorator):
-    """`with tl.default_device("opencl:0"): ...` makes new tensors there. Without a block, the default is the CPU."""
+    """`with tl.default_device("opencl:0"): ...` makes new tensors there. Without a block, the
+    default is the CPU."""
 
     def __init__(self, device: str | Device):
         self.device = get_device(device)
@@ -157,7 +170,9 @@ def current_device() -> Device:
     return trace.device if trace is not None else default_device.current()
 
 
-def gather_on_one_device(prim: Primitive, args: tuple[Tensor, ...]) -> tuple[Device, tuple[Tensor, ...]]:
+def gather_on_one_device(
+    prim: Primitive, args: tuple[Tensor, ...]
+) -> tuple[Device, tuple[Tensor, ...]]:
     """The device of the first argument that has dimensions, and all arguments there.
 
     A tensor without dimensions may live elsewhere: it is a scalar and is sent along.

@@ -1,8 +1,9 @@
 """Dtypes and their promotion.
 
-A dtype is a NumPy dtype; bfloat16 comes from ml_dtypes. Promotion follows the Python array API standard within a kind; across kinds the
-result stays in the "higher" kind without widening (int64 with float32 gives float32), as in JAX and PyTorch. A Python scalar takes
-the dtype of the tensor it meets.
+A dtype is a NumPy dtype; bfloat16 comes from ml_dtypes. Promotion follows the Python array API
+standard within a kind; across kinds the result stays in the "higher" kind without widening (int64
+with float32 gives float32), as in JAX and PyTorch. A Python scalar takes the dtype of the tensor it
+meets.
 """
 
 from __future__ import annotations
@@ -34,11 +35,40 @@ ALL = frozenset({bool_}) | INTEGERS | FLOATS
 
 
 def is_float(dtype: DType) -> bool:
+    """Whether `dtype` is a real floating-point one."""
     return dtype in FLOATS
 
 
+_KINDS = {
+    "bool": frozenset({bool_}),
+    "signed integer": SIGNED,
+    "unsigned integer": UNSIGNED,
+    "integral": INTEGERS,
+    "real floating": FLOATS,
+    "complex floating": frozenset(),
+    "numeric": INTEGERS | FLOATS,
+}
+
+
+def isdtype(dtype: DType, kind: DType | str | tuple[DType | str, ...]) -> bool:
+    """Whether `dtype` is `kind`: a dtype, one of the array API's kinds such as "integral" or "real
+    floating", or any of a tuple of these.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if isinstance(kind, tuple):
+        return any(isdtype(dtype, k) for k in kind)
+    if isinstance(kind, str):
+        if kind not in _KINDS:
+            raise ValueError(f"isdtype: no kind {kind!r}; there are {', '.join(_KINDS)}")
+        return dtype in _KINDS[kind]
+    return dtype == kind
+
+
 def canonical(dtype: Any) -> DType:
-    """The dtype that `dtype` names (a dtype, a NumPy scalar type, a name, or Python's bool, int, float)."""
+    """The dtype that `dtype` names (a dtype, a NumPy scalar type, a name, or Python's bool, int,
+    float)."""
     if dtype is float:
         return default_float
     if dtype is int:
@@ -77,7 +107,13 @@ def promote(a: DType, b: DType) -> DType:
 
 def of_python_scalar(value: bool | int | float, partner: DType | None = None) -> DType:
     """The dtype that a Python scalar takes beside a tensor of dtype `partner` (None: alone)."""
-    kind = bool_ if isinstance(value, bool) else default_int if isinstance(value, int) else default_float
+    kind = (
+        bool_
+        if isinstance(value, bool)
+        else default_int
+        if isinstance(value, int)
+        else default_float
+    )
     if partner is None:
         return kind
     if kind == bool_ or (kind == default_int and partner != bool_) or partner in FLOATS:
@@ -91,7 +127,9 @@ def result_type(*values: Any) -> DType:
     Raises:
         TypeError: nothing was given, or a dtype is not supported.
     """
-    scalars = [v for v in values if isinstance(v, bool | int | float) and not isinstance(v, np.generic)]
+    scalars = [
+        v for v in values if isinstance(v, bool | int | float) and not isinstance(v, np.generic)
+    ]
     scalars += [v for v in values if isinstance(v, Tensor) and v.weak]
     strong = [v for v in values if not any(v is s for s in scalars)]
     dtypes = [v.dtype if hasattr(v, "dtype") else canonical(v) for v in strong]

@@ -1,7 +1,9 @@
-"""Graphs: a computation as a list of equations, how a function is traced into one, and how it is printed.
+"""Graphs: a computation as a list of equations, how a function is traced into one, and how it is
+printed.
 
-A graph is in single-assignment form. Its atoms are `Var`s and concrete tensors (constants). It is plain data: passes build new
-graphs, backends compile them, and `Graph.run` evaluates one with `bind`, so that any transform can run through it.
+A graph is in single-assignment form. Its atoms are `Var`s and concrete tensors (constants). It is
+plain data: passes build new graphs, backends compile them, and `Graph.run` evaluates one with
+`bind`, so that any transform can run through it.
 """
 
 from __future__ import annotations
@@ -40,13 +42,19 @@ class Graph:
     """A function of tensors as equations. Equations that no output needs are left out."""
 
     def __init__(
-        self, inputs: Sequence[Var], equations: Iterable[Equation], outputs: Sequence[Atom], name: str = "f"
+        self,
+        inputs: Sequence[Var],
+        equations: Iterable[Equation],
+        outputs: Sequence[Atom],
+        name: str = "f",
     ):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.equations = _needed(equations, self.outputs)
         self.name = name
-        self.derived: dict[Any, Any] = {}  # what others made of this graph: its derivative, its batched form, executables
+        self.derived: dict[
+            Any, Any
+        ] = {}  # what others made of this graph: its derivative, its batched form, executables
 
     @property
     def in_avals(self) -> tuple[Aval, ...]:
@@ -102,8 +110,10 @@ class GraphTracer(Tracer):
 
     def concrete(self, wanted: str) -> Tensor:
         raise TracerError(
-            f"{wanted} needs a concrete value, but while {self.trace} traces, this {self.aval} has none; "
-            "use tl.where or tl.cond instead of a Python `if` or `while` on it, move the branch out of the traced function, or make the "
+            f"{wanted} needs a concrete value, but while {self.trace} traces, this {self.aval} "
+            "has none; "
+            "use tl.where or tl.cond instead of a Python `if` or `while` on it, move the branch "
+            "out of the traced function, or make the "
             "value a static argument (static_argnums)"
         )
 
@@ -116,7 +126,9 @@ class GraphTrace(Trace):
         self.device = device
         self.name = name
         self.equations: list[Equation] = []
-        self.captured: dict[int, tuple[Tensor, Var]] = {}  # tracers of outer transforms that the function closes over
+        self.captured: dict[
+            int, tuple[Tensor, Var]
+        ] = {}  # tracers of outer transforms that the function closes over
 
     def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
         result = prim.abstract(*[arg.aval for arg in args], **params)
@@ -127,7 +139,8 @@ class GraphTrace(Trace):
         return tracers if several else tracers[0]
 
     def atom(self, x: Tensor) -> Atom:
-        """`x` in this graph: its variable, itself if it is a constant, or a new input if an outer transform traces it."""
+        """`x` in this graph: its variable, itself if it is a constant, or a new input if an outer
+        transform traces it."""
         trace = x.trace
         if trace is None:
             return x
@@ -141,7 +154,8 @@ class GraphTrace(Trace):
 
 
 class Traced(NamedTuple):
-    """A traced function: the graph's first inputs are `captured`, tracers of outer transforms that it closes over."""
+    """A traced function: the graph's first inputs are `captured`, tracers of outer transforms that
+    it closes over."""
 
     graph: Graph
     captured: tuple[Tensor, ...]
@@ -157,13 +171,16 @@ def trace_graph(
     what: str = "tl.jit",
     weak: Sequence[bool] | None = None,
 ) -> Traced:
-    """Trace `f`, a function of tensors, at these avals. Its result may be any pytree of tensors and scalars.
+    """Trace `f`, a function of tensors, at these avals. Its result may be any pytree of tensors and
+    scalars.
 
     `weak[i]` marks an argument that was a Python scalar.
     """
     name = name or getattr(f, "__name__", type(f).__name__)
     weak = weak or [False] * len(avals)
-    with new_trace(GraphTrace, device or current_device(), f"{what} of {name}", is_floor=True) as trace:
+    with new_trace(
+        GraphTrace, device or current_device(), f"{what} of {name}", is_floor=True
+    ) as trace:
         variables = [Var(aval) for aval in avals]
         out = f(*[GraphTracer(trace, v, w) for v, w in zip(variables, weak, strict=True)])
         leaves, out_def = tree.flatten(out)
@@ -174,7 +191,8 @@ def trace_graph(
 
 
 def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
-    """`make_graph(f)(*args)` is the graph of `f` at the shapes and dtypes of `args` (pytrees); print it to read it."""
+    """`make_graph(f)(*args)` is the graph of `f` at the shapes and dtypes of `args` (pytrees);
+    print it to read it."""
 
     def traced(*args: Any, **kwargs: Any) -> Graph:
         leaves, treedef = tree.flatten((args, kwargs))
@@ -208,7 +226,9 @@ def render(graph: Graph, indent: str = "") -> str:
         plain = {k: v for k, v in eqn.params.items() if not isinstance(v, Graph)}
         params = f"[{', '.join(f'{k}={_brief(v)}' for k, v in plain.items())}]" if plain else ""
         inputs = " ".join(map(name, eqn.inputs))
-        lines.append(f"{indent}  {', '.join(map(typed, eqn.outputs))} = {eqn.prim}{params} {inputs}".rstrip())
+        lines.append(
+            f"{indent}  {', '.join(map(typed, eqn.outputs))} = {eqn.prim}{params} {inputs}".rstrip()
+        )
         inner = [v for v in eqn.params.values() if isinstance(v, Graph)]
         lines += [render(sub, indent + "    ") for sub in inner]
     lines.append(f"{indent}  return {', '.join(map(name, graph.outputs))}")

@@ -1,8 +1,9 @@
 """jit: trace once for each signature, compile for the device, and call.
 
-A jitted function is one primitive, `call`, whose parameter is a graph; so every transform goes through it. Its derivative traces the
-forward and the backward computation jointly and splits that graph by dependence on the cotangents, so `grad(jit(f))` runs two compiled
-halves. A new signature (structure, shapes, dtypes, device, static values) is traced anew: a graph is never replayed for
+A jitted function is one primitive, `call`, whose parameter is a graph; so every transform goes
+through it. Its derivative traces the forward and the backward computation jointly and splits that
+graph by dependence on the cotangents, so `grad(jit(f))` runs two compiled halves. A new signature
+(structure, shapes, dtypes, device, static values) is traced anew: a graph is never replayed for
 arguments that it was not traced for.
 """
 
@@ -57,7 +58,8 @@ def _(args: list[Tensor], batched: list[bool], *, graph: Graph) -> tuple[Tensor,
 
 
 class Halves(NamedTuple):
-    """`forward(*args) -> (*outputs, *residuals)` and `backward(*residuals, *cotangents) -> cotangents of the needed args`."""
+    """`forward(*args) -> (*outputs, *residuals)` and `backward(*residuals, *cotangents) ->
+    cotangents of the needed args`."""
 
     forward: Graph
     backward: Graph
@@ -72,17 +74,24 @@ def _derivative(graph: Graph, needs: tuple[bool, ...], device: Device) -> Halves
         def joint(*xs: Tensor) -> tuple[Tensor, ...]:
             args, cts = xs[:n_args], xs[n_args:]
             values, pull = flat_vjp(graph.run, args, needs)
-            gradients = pull([ct if is_float else None for ct, is_float in zip(cts, floats, strict=True)])
+            gradients = pull(
+                [ct if is_float else None for ct, is_float in zip(cts, floats, strict=True)]
+            )
             wanted = [x for x, need in zip(args, needs, strict=True) if need]
-            return values + tuple(zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True))
+            return values + tuple(
+                zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True)
+            )
 
-        traced = trace_graph(joint, graph.in_avals + graph.out_avals, device=device, name=graph.name)
+        traced = trace_graph(
+            joint, graph.in_avals + graph.out_avals, device=device, name=graph.name
+        )
         graph.derived[key] = split(traced.graph, n_args, n_outs)
     return graph.derived[key]
 
 
 def split(joint: Graph, n_args: int, n_outs: int) -> Halves:
-    """Cut a graph of (args, cotangents) -> (outputs, gradients) in two: what depends on a cotangent goes into the second half.
+    """Cut a graph of (args, cotangents) -> (outputs, gradients) in two: what depends on a cotangent
+    goes into the second half.
 
     Constants that are made from nothing go into both rather than being kept in between.
     """
@@ -102,7 +111,9 @@ def split(joint: Graph, n_args: int, n_outs: int) -> Halves:
     gradients = joint.outputs[n_outs:]
     read = [a for eqn in second for a in eqn.inputs] + list(gradients)
     kept = dict.fromkeys(a for a in read if isinstance(a, Var) and a not in late and a not in free)
-    forward = Graph(joint.inputs[:n_args], first, [*joint.outputs[:n_outs], *kept], f"{joint.name} forward")
+    forward = Graph(
+        joint.inputs[:n_args], first, [*joint.outputs[:n_outs], *kept], f"{joint.name} forward"
+    )
     backward = Graph([*kept, *joint.inputs[n_args:]], second, gradients, f"{joint.name} backward")
     return Halves(forward, backward)
 
@@ -117,7 +128,12 @@ class CacheInfo(NamedTuple):
 class Jitted:
     """A function that `jit` has wrapped."""
 
-    def __init__(self, f: Callable[..., Any], static_argnums: tuple[int, ...], donate_argnums: tuple[int, ...]):
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        static_argnums: tuple[int, ...],
+        donate_argnums: tuple[int, ...],
+    ):
         self.f = f
         self.static_argnums = static_argnums
         self.donate_argnums = donate_argnums
@@ -173,19 +189,23 @@ class Jitted:
                 hash(value)
             except TypeError as error:
                 raise TypeError(
-                    f"jit: static argument {position} of {self._name} is a {kind.__name__}, which is not hashable ({error}); "
+                    f"jit: static argument {position} of {self._name} is a {kind.__name__}, which "
+                    f"is not hashable ({error}); "
                     "pass a tuple instead of a list, or make it an ordinary argument"
                 ) from None
         return static, [a for i, a in enumerate(args) if i not in positions]
 
-    def _as_tensor(self, leaf: Any, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _as_tensor(
+        self, leaf: Any, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         try:
             return asarray(leaf)
         except TypeError:
-            static, moving = self._split_static(args)
+            _, moving = self._split_static(args)
             path = tree.paths((moving, kwargs))[index].split(".", 1)[1]
             raise TypeError(
-                f"jit: argument {path!r} of {self._name} is a {type(leaf).__name__}, not a tensor, array or number; "
+                f"jit: argument {path!r} of {self._name} is a {type(leaf).__name__}, not a "
+                "tensor, array or number; "
                 "name its position in static_argnums, or close over it"
             ) from None
 
@@ -204,13 +224,17 @@ class Jitted:
         def flat(*xs: Tensor) -> Any:
             moving, kwargs = tree.unflatten(treedef, xs)
             supply = iter(moving)
-            return self.f(*[fixed[i] if i in fixed else next(supply) for i in range(count)], **kwargs)
+            return self.f(
+                *[fixed[i] if i in fixed else next(supply) for i in range(count)], **kwargs
+            )
 
         avals = [leaf.aval for leaf in leaves]
         flags = [i in weak for i in range(len(leaves))]
         traced = trace_graph(flat, avals, device=device, name=self._name, weak=flags)
         self._traces += 1
-        if not traced.captured:  # a graph that closes over an outer trace's values is good for this call only
+        if (
+            not traced.captured
+        ):  # a graph that closes over an outer trace's values is good for this call only
             self._cache[key] = traced
         return traced
 
@@ -236,10 +260,13 @@ def jit(
     """`f`, compiled. Use as `jit(f)`, `@jit` or `@jit(static_argnums=...)`.
 
     Args:
-        f: a function of pytrees of tensors (or NumPy arrays, numbers) that returns such a pytree. Python runs once for each signature, so
-            its effects (printing, appending to a list) happen while tracing only, and what it closes over is fixed then.
-        static_argnums: positions of hashable arguments to compile in; a new value is a new signature.
-        donate_argnums: positions of arguments whose memory may be reused for results; they cannot be used after the call.
+        f: a function of pytrees of tensors (or NumPy arrays, numbers) that returns such a pytree.
+            Python runs once for each signature, so its effects (printing, appending to a list)
+            happen while tracing only, and what it closes over is fixed then.
+        static_argnums: positions of hashable arguments to compile in; a new value is a new
+            signature.
+        donate_argnums: positions of arguments whose memory may be reused for results; they cannot
+            be used after the call.
 
     Raises:
         TracerError: `f` needs the value of a traced tensor, e.g. in a Python `if`.

@@ -1,8 +1,10 @@
-"""Pytrees: nested containers with tensors at the leaves. A thin face on optree, which does the walking in C++.
+"""Pytrees: nested containers with tensors at the leaves. A thin face on optree, which does the
+walking in C++.
 
-Nodes are lists, tuples, dicts (in sorted key order), named tuples, None (a node without leaves), dataclasses, and classes registered with
-`register`. Everything else is a leaf. Next to optree's functions this file adds what training needs: dotted names of
-the leaves (`paths`) and which leaves are parameters rather than buffers (`parameter_mask`).
+Nodes are lists, tuples, dicts (in sorted key order), named tuples, None (a node without leaves),
+dataclasses, and classes registered with `register`. Everything else is a leaf. Next to optree's
+functions this file adds what training needs: dotted names of the leaves (`paths`) and which leaves
+are parameters rather than buffers (`parameter_mask`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
     """The leaves of `tree` in order, and its structure."""
     leaves, treedef = optree.tree_flatten(tree, is_leaf, namespace=_NAMESPACE)
     for leaf in leaves:
-        if type(leaf) not in _plain_leaves and _register_dataclass(type(leaf)) and not (is_leaf and is_leaf(leaf)):
+        if (
+            type(leaf) not in _plain_leaves
+            and _register_dataclass(type(leaf))
+            and not (is_leaf and is_leaf(leaf))
+        ):
             return flatten(tree, is_leaf)
     return leaves, treedef
 
@@ -44,7 +50,9 @@ def structure(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> TreeDe
     return flatten(tree, is_leaf)[1]
 
 
-def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def map(
+    f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> Any:
     """`f` applied leaf by leaf to `tree` and to trees of the same structure.
 
     Raises:
@@ -76,15 +84,16 @@ def register(
     """Make `cls` a pytree node.
 
     Args:
-        flatten: object -> (children, static data, names of the children). Static data must be hashable and comparable.
-            A child that is a buffer has a `BufferName`.
+        flatten: object -> (children, static data, names of the children). Static data must be
+            hashable and comparable. A child that is a buffer has a `BufferName`.
         unflatten: (static data, children) -> object.
     """
     optree.register_pytree_node(cls, flatten, unflatten, namespace=_NAMESPACE)
 
 
 def _register_dataclass(cls: type) -> bool:
-    """Register `cls` when it is a dataclass that is not yet a node; remember it as a plain leaf type otherwise."""
+    """Register `cls` when it is a dataclass that is not yet a node; remember it as a plain leaf
+    type otherwise."""
     if not dataclasses.is_dataclass(cls):
         _plain_leaves.add(cls)
         return False
@@ -98,7 +107,8 @@ def _register_dataclass(cls: type) -> bool:
 
 
 def paths(tree: Any) -> list[str]:
-    """The dotted names of the leaves, in order: `{"conv": {"weight": w}}` gives `["conv.weight"]`; a bare leaf is `""`."""
+    """The dotted names of the leaves, in order: `{"conv": {"weight": w}}` gives `["conv.weight"]`;
+    a bare leaf is `""`."""
     return list(_paths_of(structure(tree)))
 
 
@@ -108,7 +118,8 @@ def _paths_of(treedef: TreeDef) -> tuple[str, ...]:
 
 
 def parameter_mask(tree: Any) -> list[bool]:
-    """For each leaf of `tree`, in order, whether it is a parameter: False at and below a child with a `BufferName`."""
+    """For each leaf of `tree`, in order, whether it is a parameter: False at and below a child with
+    a `BufferName`."""
     return list(mask_of_structure(structure(tree)))
 
 
@@ -119,7 +130,8 @@ def mask_of_structure(treedef: TreeDef) -> tuple[bool, ...]:
 
 
 def broadcast_prefix(prefix: Any, tree: Any, what: str) -> list[Any]:
-    """One entry of `prefix` for each leaf of `tree`; a leaf of `prefix` (None too) stands for the whole subtree below it.
+    """One entry of `prefix` for each leaf of `tree`; a leaf of `prefix` (None too) stands for the
+    whole subtree below it.
 
     Raises:
         ValueError: `prefix` is no prefix of `tree`; `what` names it in the message.

@@ -1,7 +1,7 @@
 """vmap: a function of one example becomes a function of a batch.
 
-Inside vmap a tensor that varies over the batch is a `BatchTracer` whose value carries the batch at axis 0; each primitive's batching rule
-says how to compute all examples at once.
+Inside vmap a tensor that varies over the batch is a `BatchTracer` whose value carries the batch at
+axis 0; each primitive's batching rule says how to compute all examples at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class BatchTracer(Tracer):
 
     def concrete(self, wanted: str) -> Tensor:
         raise TracerError(
-            f"{wanted} needs one concrete value, but inside tl.vmap this {self.aval} stands for a whole batch; "
+            f"{wanted} needs one concrete value, but inside tl.vmap this {self.aval} stands for a "
+            "whole batch; "
             "use tl.where (or tl.cond) instead of branching on it"
         )
 
@@ -67,15 +68,18 @@ class BatchTrace(Trace):
         return BatchTracer(self, out)
 
 
-def vmap(f: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, axis_size: int | None = None) -> Any:
+def vmap(
+    f: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, axis_size: int | None = None
+) -> Any:
     """`f` over a batch of arguments.
 
     Args:
         f: a function of pytrees for one example.
-        in_axes: which axis of each argument is the batch, None for an argument shared by all examples: an int or None for all
-            positional arguments, or a tuple with one entry each, which may be a pytree prefix of that argument. Keyword
-            arguments are mapped over axis 0.
-        out_axes: where the batch goes in each result, a pytree prefix; None where a result does not depend on the batch.
+        in_axes: which axis of each argument is the batch, None for an argument shared by all
+            examples: an int or None for all positional arguments, or a tuple with one entry each,
+            which may be a pytree prefix of that argument. Keyword arguments are mapped over axis 0.
+        out_axes: where the batch goes in each result, a pytree prefix; None where a result does not
+            depend on the batch.
         axis_size: the batch size; needed only when nothing is mapped.
 
     Raises:
@@ -86,7 +90,9 @@ def vmap(f: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0, *, axis_siz
     def batched(*args: Any, **kwargs: Any) -> Any:
         axes = tuple(in_axes) if isinstance(in_axes, list | tuple) else (in_axes,) * len(args)
         if len(axes) != len(args):
-            raise ValueError(f"vmap: in_axes has {len(axes)} entries for {len(args)} positional arguments")
+            raise ValueError(
+                f"vmap: in_axes has {len(axes)} entries for {len(args)} positional arguments"
+            )
         arguments = (tree.map(asarray, args), tree.map(asarray, kwargs))
         leaves, treedef = tree.flatten(arguments)
         flat_axes = tree.broadcast_prefix(axes, arguments[0], "vmap: in_axes")
@@ -113,13 +119,20 @@ def _batch_size(leaves: list[Tensor], axes: list[int | None], axis_size: int | N
         if axis is None:
             continue
         if not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(f"vmap: leaf {number} of the arguments has shape {leaf.shape} and no axis {axis}")
-        sizes.setdefault(leaf.shape[axis], f"leaf {number} of the arguments, of shape {leaf.shape}, axis {axis}")
+            raise ValueError(
+                f"vmap: leaf {number} of the arguments has shape {leaf.shape} and no axis {axis}"
+            )
+        sizes.setdefault(
+            leaf.shape[axis], f"leaf {number} of the arguments, of shape {leaf.shape}, axis {axis}"
+        )
     if not sizes:
-        raise ValueError("vmap: nothing is mapped; give an argument an axis in in_axes, or pass axis_size")
+        raise ValueError(
+            "vmap: nothing is mapped; give an argument an axis in in_axes, or pass axis_size"
+        )
     if len(sizes) > 1:
         raise ValueError(
-            "vmap: batch sizes disagree: " + "; ".join(f"{size} by {where}" for size, where in sizes.items())
+            "vmap: batch sizes disagree: "
+            + "; ".join(f"{size} by {where}" for size, where in sizes.items())
         )
     return next(iter(sizes))
 
@@ -129,7 +142,9 @@ def _unbatch(out: Any, axis: int | None, trace: BatchTrace) -> Tensor:
     out = asarray(out)
     if isinstance(out, BatchTracer) and out.trace is trace:
         if axis is None:
-            raise ValueError(f"vmap: out_axes is None for a result of {out.aval} that depends on the batch")
+            raise ValueError(
+                f"vmap: out_axes is None for a result of {out.aval} that depends on the batch"
+            )
         return _move_axis(out.value, 0, axis)
     if axis is None:
         return out

@@ -1,4 +1,5 @@
-"""Inlining: calls of graphs, and composites that the backend does not lower whole, become their equations."""
+"""Inlining: calls of graphs, and composites that the backend does not lower whole, become their
+equations."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def inline(graph: Graph, lowered: Collection[Primitive]) -> Graph:
 def _copy(
     graph: Graph, names: dict[Var, Atom], lowered: Collection[Primitive], out: list[Equation]
 ) -> list[Atom]:
-    """Append the equations of `graph` to `out`, where `names` gives its inputs; return its outputs."""
+    """Append the equations of `graph` to `out`, where `names` gives its inputs; return its
+    outputs."""
 
     def read(atom: Atom) -> Atom:
         return names[atom] if isinstance(atom, Var) else atom
@@ -39,7 +41,9 @@ def _copy(
     return list(map(read, graph.outputs))
 
 
-def _inner_graph(eqn: Equation, inputs: tuple[Atom, ...], lowered: Collection[Primitive]) -> Graph | None:
+def _inner_graph(
+    eqn: Equation, inputs: tuple[Atom, ...], lowered: Collection[Primitive]
+) -> Graph | None:
     """The graph that `eqn` stands for, or None if it is to be run as it is."""
     prim: Any = eqn.prim
     if prim is call_p or prim is checkpoint_p:

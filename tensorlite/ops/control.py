@@ -34,7 +34,8 @@ def stop_gradient(x: Any) -> Any:
     return tree.map(lambda leaf: bind(stop_gradient_p, asarray(leaf)), x)
 
 
-# Its results are its arguments, but all of them wait for all of them: what follows is not merged with or moved before what came earlier.
+# Its results are its arguments, but all of them wait for all of them: what follows is not merged
+# with or moved before what came earlier.
 barrier_p = Primitive("optimization_barrier")
 
 
@@ -56,7 +57,9 @@ def _(needs: tuple[bool, ...], *xs: Tensor) -> Any:
 @barrier_p.batch
 def _(args: list[Tensor], batched: list[bool]) -> tuple[Tensor, ...]:
     size = next(x.shape[0] for x, b in zip(args, batched, strict=True) if b)
-    every = [x if b else broadcast_to(x, (size, *x.shape)) for x, b in zip(args, batched, strict=True)]
+    every = [
+        x if b else broadcast_to(x, (size, *x.shape)) for x, b in zip(args, batched, strict=True)
+    ]
     return bind(barrier_p, *every)
 
 

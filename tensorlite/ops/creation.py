@@ -1,4 +1,5 @@
-"""Tensors from nothing or from other arrays: `asarray`, `full`, `zeros`, `ones`, `arange`, `eye`, and the cast between dtypes.
+"""Tensors from nothing or from other arrays: `asarray`, `full`, `zeros`, `ones`, `arange`, `eye`,
+and the cast between dtypes.
 
 The transforms import this file for the zeros and ones that they need; so it imports none of them.
 """
@@ -39,7 +40,9 @@ def _(*, shape: Shape, dtype: np.dtype, axis: int, device: Device) -> Aval:
 @iota_p.numpy
 def _(*, shape: Shape, dtype: np.dtype, axis: int, device: Device) -> np.ndarray:
     along = np.arange(shape[axis]).astype(dtype)
-    return np.broadcast_to(along.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
+    return np.broadcast_to(
+        along.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape
+    )
 
 
 cast_p = Primitive("cast")
@@ -93,13 +96,14 @@ def _(args: list[Tensor], batched: list[bool], *, device: Device) -> Tensor:
 def asarray(
     obj: Any, /, *, dtype: Any = None, device: str | Device | None = None, copy: bool | None = None
 ) -> Tensor:
-    """A tensor of the values of `obj`: a tensor, a NumPy array or anything NumPy understands, a Python scalar, nested lists.
+    """A tensor of the values of `obj`: a tensor, a NumPy array or anything NumPy understands, a
+    Python scalar, nested lists.
 
     Args:
         dtype: wanted dtype. Default: that of `obj`; Python floats become float32, ints int64.
         device: where to put it. Default: where `obj` is if it is a tensor, else the default device.
-        copy: True always copies, False never (ValueError where a copy is needed), None copies NumPy arrays that could
-            still be written to, since tensors are immutable.
+        copy: True always copies, False never (ValueError where a copy is needed), None copies NumPy
+            arrays that could still be written to, since tensors are immutable.
     """
     target = None if device is None else get_device(device)
     if isinstance(obj, Tensor):
@@ -128,7 +132,11 @@ def asarray(
 def _to_numpy(obj: Any, dtype: np.dtype | None) -> np.ndarray:
     if isinstance(obj, np.ndarray | np.generic):
         source = dtypes.canonical(obj.dtype)
-        return obj if isinstance(obj, np.ndarray) and dtype in (None, source) else np.asarray(obj, dtype)
+        return (
+            obj
+            if isinstance(obj, np.ndarray) and dtype in (None, source)
+            else np.asarray(obj, dtype)
+        )
     if isinstance(obj, bool | int | float):
         wanted = dtype or dtypes.of_python_scalar(obj)
         try:
@@ -139,20 +147,30 @@ def _to_numpy(obj: Any, dtype: np.dtype | None) -> np.ndarray:
     if array.dtype == np.float64 and not hasattr(obj, "__array__"):
         array = array.astype(dtype or dtypes.default_float)
     if array.dtype not in dtypes.ALL:
-        raise TypeError(f"asarray: cannot make a tensor of {type(obj).__name__} with dtype {array.dtype}")
+        raise TypeError(
+            f"asarray: cannot make a tensor of {type(obj).__name__} with dtype {array.dtype}"
+        )
     return array.astype(dtype) if dtype is not None else array
 
 
 def _holds_tensors(obj: Any) -> bool:
-    return any(isinstance(x, Tensor) or (isinstance(x, list | tuple) and _holds_tensors(x)) for x in obj)
+    return any(
+        isinstance(x, Tensor) or (isinstance(x, list | tuple) and _holds_tensors(x)) for x in obj
+    )
 
 
 def full(
-    shape: int | Shape, fill_value: bool | int | float, *, dtype: Any = None, device: str | Device | None = None
+    shape: int | Shape,
+    fill_value: bool | int | float,
+    *,
+    dtype: Any = None,
+    device: str | Device | None = None,
 ) -> Tensor:
     """A tensor of `shape` filled with one value; the dtype defaults to that of the value."""
     wanted = dtypes.of_python_scalar(fill_value) if dtype is None else dtypes.canonical(dtype)
-    return bind(full_p, shape=as_shape(shape), dtype=wanted, value=fill_value, device=_place(device))
+    return bind(
+        full_p, shape=as_shape(shape), dtype=wanted, value=fill_value, device=_place(device)
+    )
 
 
 def zeros(shape: int | Shape, *, dtype: Any = None, device: str | Device | None = None) -> Tensor:
@@ -171,7 +189,12 @@ def empty(shape: int | Shape, *, dtype: Any = None, device: str | Device | None 
 
 
 def full_like(
-    x: Tensor, /, fill_value: bool | int | float, *, dtype: Any = None, device: str | Device | None = None
+    x: Tensor,
+    /,
+    fill_value: bool | int | float,
+    *,
+    dtype: Any = None,
+    device: str | Device | None = None,
 ) -> Tensor:
     """A tensor shaped like `x`, filled with one value."""
     return full(x.shape, fill_value, dtype=dtype or x.dtype, device=device or x.device)
@@ -205,7 +228,13 @@ def arange(
     if stop is None:
         start, stop = 0, start
     integral = all(isinstance(v, int) for v in (start, stop, step))
-    wanted = dtypes.canonical(dtype) if dtype is not None else dtypes.default_int if integral else dtypes.default_float
+    wanted = (
+        dtypes.canonical(dtype)
+        if dtype is not None
+        else dtypes.default_int
+        if integral
+        else dtypes.default_float
+    )
     return asarray(np.arange(start, stop, step).astype(wanted), device=device)
 
 
@@ -219,7 +248,8 @@ def linspace(
     device: str | Device | None = None,
     endpoint: bool = True,
 ) -> Tensor:
-    """`num` evenly spaced values from `start` to `stop`, which is included unless `endpoint` is False."""
+    """`num` evenly spaced values from `start` to `stop`, which is included unless `endpoint` is
+    False."""
     wanted = dtypes.default_float if dtype is None else dtypes.canonical(dtype)
     return asarray(np.linspace(start, stop, num, endpoint=endpoint).astype(wanted), device=device)
 

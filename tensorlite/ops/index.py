@@ -1,7 +1,8 @@
 """Indexing: `x[...]` as NumPy has it, `x.at[...]` for updates, `take` and `one_hot`.
 
-Slices, integers and new axes become slice, flip and reshape. Integer arrays become `gather`, whose adjoint is `scatter` with addition; the other
-scatter modes serve `x.at`. Indices count from the end if negative; one that is out of range raises IndexError on the CPU.
+Slices, integers and new axes become slice, flip and reshape. Integer arrays become `gather`, whose
+adjoint is `scatter` with addition; the other scatter modes serve `x.at`. Indices count from the end
+if negative; one that is out of range raises IndexError on the CPU.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from .shape import (
     slice_p,
 )
 
-# ---- gather and scatter --------------------------------------------------------------------------------------------
+# ---- gather and scatter --------------------------------------------------------------------------
 
 gather_p = Primitive("gather")  # x indexed along its first axes by integer arrays of one shape
-scatter_p = Primitive("scatter")  # (base, updates, *indices): updates combined into base at the indices by `mode`
+scatter_p = Primitive(
+    "scatter"
+)  # (base, updates, *indices): updates combined into base at the indices by `mode`
 
 
 def _check_indices(op: str, x: Aval, indices: tuple[Aval, ...]) -> None:
@@ -60,7 +63,9 @@ def _(y: Tensor, x: Tensor, *indices: Tensor) -> Any:
     aval, device = x.aval, x.device
 
     def pull(g: Tensor) -> Tensor:
-        return bind(scatter_p, full(aval.shape, 0, dtype=aval.dtype, device=device), g, *indices, mode="add")
+        return bind(
+            scatter_p, full(aval.shape, 0, dtype=aval.dtype, device=device), g, *indices, mode="add"
+        )
 
     return (pull, *[None] * len(indices))
 
@@ -95,7 +100,9 @@ def _(base: Aval, updates: Aval, *indices: Aval, mode: str) -> Aval:
     _check_indices("scatter", base, indices)
     expected = indices[0].shape + base.shape[len(indices) :]
     if updates.shape != expected or updates.dtype != base.dtype:
-        raise ValueError(f"scatter: updates are {updates}, but {base} at these indices takes {expected}")
+        raise ValueError(
+            f"scatter: updates are {updates}, but {base} at these indices takes {expected}"
+        )
     return base
 
 
@@ -127,7 +134,8 @@ def _(y: Tensor, base: Tensor, updates: Tensor, *indices: Tensor, mode: str) -> 
         )
     if mode == "multiply":
         factor = bind(scatter_p, ones_like(base), updates, *indices, mode="multiply")
-        # The product of everything else at that place; at a zero update, right if it is the only update there.
+        # The product of everything else at that place; at a zero update, right if it is the only
+        # update there.
         others = where(updates == 0, at(base), at(y) / where(updates == 0, 1.0, updates))
         return (lambda g: g * factor, lambda g: at(g) * others, *no_index)
     kept, hit = cast(base == y, base.dtype), cast(updates == at(y), base.dtype)
@@ -139,7 +147,9 @@ def _last_writes(base: Tensor, updates: Tensor, indices: tuple[Tensor, ...]) -> 
     """Which updates survive a scatter with mode "set": of several at one place, one does."""
     numbers = reshape(iota((updates.size,), 0), updates.shape)
     nobody = full(base.shape, -1, dtype=dtypes.default_int, device=base.device)
-    return equal(bind(gather_p, bind(scatter_p, nobody, numbers, *indices, mode="set"), *indices), numbers)
+    return equal(
+        bind(gather_p, bind(scatter_p, nobody, numbers, *indices, mode="set"), *indices), numbers
+    )
 
 
 @scatter_p.batch
@@ -148,11 +158,12 @@ def _(args: list[Tensor], batched: list[bool], *, mode: str) -> Tensor:
     return bind(scatter_p, base, updates, _example_numbers(indices[0]), *indices, mode=mode)
 
 
-# ---- x[index] ------------------------------------------------------------------------------------------------------
+# ---- x[index] ------------------------------------------------------------------------------------
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
-    """`x[index]` as NumPy has it: integers, slices, `...`, None, integer arrays, boolean masks (outside of jit).
+    """`x[index]` as NumPy has it: integers, slices, `...`, None, integer arrays, boolean masks
+    (outside of jit).
 
     Raises:
         IndexError: too many indices, or one is out of range.
@@ -180,7 +191,8 @@ def _is_int(entry: Any) -> bool:
 
 
 def _expand(x: Tensor, index: Any) -> list[Any]:
-    """The entries of an index: ints, slices, None and integer tensors, with `...` and boolean masks spelt out."""
+    """The entries of an index: ints, slices, None and integer tensors, with `...` and boolean masks
+    spelt out."""
     entries: list[Any] = []
     for entry in index if isinstance(index, tuple) else (index,):
         if _is_int(entry) or entry is None or isinstance(entry, slice | EllipsisType):
@@ -213,7 +225,9 @@ def _expand(x: Tensor, index: Any) -> list[Any]:
 def _mask_to_indices(x: Tensor, mask: Tensor, before: list[Any]) -> list[Tensor]:
     axis = sum(e is not None and e is not Ellipsis for e in before)
     if Ellipsis not in before and mask.shape != x.shape[axis : axis + mask.ndim]:
-        raise IndexError(f"boolean index of shape {mask.shape} does not match shape {x.shape} at axis {axis}")
+        raise IndexError(
+            f"boolean index of shape {mask.shape} does not match shape {x.shape} at axis {axis}"
+        )
     found = np.nonzero(np.atleast_1d(mask.concrete("indexing with a boolean mask").numpy()))
     if mask.ndim == 0:
         raise IndexError("a boolean index without dimensions is not supported; use tl.where")
@@ -229,8 +243,11 @@ def _basic(x: Tensor, entries: list[Any]) -> Tensor:
     return reshape(x, shape)
 
 
-def _plan(x: Tensor, entries: list[Any]) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...], tuple[int, ...]]:
-    """What ints, slices and None do: the limits of a slice, the axes to flip afterwards, the final shape."""
+def _plan(
+    x: Tensor, entries: list[Any]
+) -> tuple[tuple[tuple[int, int, int], ...], tuple[int, ...], tuple[int, ...]]:
+    """What ints, slices and None do: the limits of a slice, the axes to flip afterwards, the final
+    shape."""
     limits: list[tuple[int, int, int]] = []
     flips: list[int] = []
     shape: list[int] = []
@@ -242,7 +259,9 @@ def _plan(x: Tensor, entries: list[Any]) -> tuple[tuple[tuple[int, int, int], ..
         size = x.shape[axis]
         if _is_int(entry):
             if not -size <= entry < size:
-                raise IndexError(f"index {entry} is out of range for axis {axis} of shape {x.shape}")
+                raise IndexError(
+                    f"index {entry} is out of range for axis {axis} of shape {x.shape}"
+                )
             limits.append((int(entry) % size, int(entry) % size + 1, 1))
             continue
         kept = range(*entry.indices(size))
@@ -257,11 +276,12 @@ def _plan(x: Tensor, entries: list[Any]) -> tuple[tuple[tuple[int, int, int], ..
     return tuple(limits), tuple(flips), tuple(shape)
 
 
-# ---- x.at[index] ---------------------------------------------------------------------------------------------------
+# ---- x.at[index] ---------------------------------------------------------------------------------
 
 
 class At:
-    """`x.at[index]`: the methods return a copy of `x` updated there. Of several updates at one place, all count (except by `set`)."""
+    """`x.at[index]`: the methods return a copy of `x` updated there. Of several updates at one
+    place, all count (except by `set`)."""
 
     def __init__(self, x: Tensor):
         self._x = x
@@ -304,8 +324,14 @@ _COMBINE = {"add": add, "multiply": multiply, "min": minimum, "max": maximum}
 
 def _update(x: Tensor, index: Any, values: Any, mode: str) -> Tensor:
     values = asarray(values)
-    if dtypes.promote(x.dtype, values.dtype) != x.dtype and values.ndim and dtypes.is_float(values.dtype):
-        raise TypeError(f"at[...].{mode}: updates of dtype {values.dtype} do not fit into {x.dtype}; use astype")
+    if (
+        dtypes.promote(x.dtype, values.dtype) != x.dtype
+        and values.ndim
+        and dtypes.is_float(values.dtype)
+    ):
+        raise TypeError(
+            f"at[...].{mode}: updates of dtype {values.dtype} do not fit into {x.dtype}; use astype"
+        )
     values = cast(values, x.dtype)
     entries = _expand(x, index)
     if any(isinstance(e, Tensor) for e in entries):
@@ -329,7 +355,9 @@ def _update(x: Tensor, index: Any, values: Any, mode: str) -> Tensor:
 
 def _fit(values: Tensor, shape: tuple[int, ...], mode: str) -> Tensor:
     if broadcast_shapes(f"at[...].{mode}", values.shape, shape) != shape:
-        raise ValueError(f"at[...].{mode}: values of shape {values.shape} do not fit a place of shape {shape}")
+        raise ValueError(
+            f"at[...].{mode}: values of shape {values.shape} do not fit a place of shape {shape}"
+        )
     return broadcast_to(values, shape)
 
 
@@ -347,10 +375,13 @@ def _neutral(mode: str, dtype: np.dtype) -> Any:
 
 def _update_at_arrays(x: Tensor, entries: list[Any], values: Tensor, mode: str) -> Tensor:
     if any(e is None or (isinstance(e, slice) and e != slice(None)) for e in entries):
-        # Beside partial slices or new axes: update the flattened tensor at the positions that indexing picks.
+        # Beside partial slices or new axes: update the flattened tensor at the positions that
+        # indexing picks.
         positions = getitem(reshape(iota((x.size,), 0), x.shape), tuple(entries))
         values = _fit(values, positions.shape, mode)
-        flat = bind(scatter_p, reshape(x, -1), reshape(values, -1), reshape(positions, -1), mode=mode)
+        flat = bind(
+            scatter_p, reshape(x, -1), reshape(values, -1), reshape(positions, -1), mode=mode
+        )
         return reshape(flat, x.shape)
     entries = [asarray(e) if _is_int(e) else e for e in entries]
     places = [i for i, e in enumerate(entries) if isinstance(e, Tensor)]
@@ -367,7 +398,7 @@ def _update_at_arrays(x: Tensor, entries: list[Any], values: Tensor, mode: str) 
     return permute_dims(updated, tuple(int(i) for i in np.argsort(order)))
 
 
-# ---- named forms ---------------------------------------------------------------------------------------------------
+# ---- named forms ---------------------------------------------------------------------------------
 
 
 def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
@@ -380,13 +411,17 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
-    """For each place of `indices`, the element of `x` whose position along `axis` is given there; other axes broadcast."""
+    """For each place of `indices`, the element of `x` whose position along `axis` is given there;
+    other axes broadcast."""
     x, indices = asarray(x), asarray(indices)
     where_ = normalize_axes("take_along_axis", axis, x.ndim)[0]
     if indices.ndim != x.ndim:
-        raise ValueError(f"take_along_axis: indices {indices.aval} and {x.aval} differ in dimensions")
+        raise ValueError(
+            f"take_along_axis: indices {indices.aval} and {x.aval} differ in dimensions"
+        )
     sizes = [
-        (1, 1) if i == where_ else (m, n) for i, (m, n) in enumerate(zip(x.shape, indices.shape, strict=True))
+        (1, 1) if i == where_ else (m, n)
+        for i, (m, n) in enumerate(zip(x.shape, indices.shape, strict=True))
     ]
     shape = broadcast_shapes("take_along_axis", *zip(*sizes, strict=True)) if sizes else ()
     shape = tuple(indices.shape[i] if i == where_ else n for i, n in enumerate(shape))
@@ -396,7 +431,8 @@ def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
 
 
 def one_hot(indices: Tensor, num_classes: int, *, dtype: Any = None, axis: int = -1) -> Tensor:
-    """1 at each index and 0 elsewhere: shape (*indices.shape, num_classes), float32 by default; a row of zeros if out of range."""
+    """1 at each index and 0 elsewhere: shape (*indices.shape, num_classes), float32 by default; a
+    row of zeros if out of range."""
     indices = asarray(indices)
     if indices.dtype not in dtypes.INTEGERS:
         raise TypeError(f"one_hot: takes integer class numbers, got {indices.aval}")

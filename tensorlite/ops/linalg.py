@@ -1,4 +1,5 @@
-"""Matrix products. matmul, permute and sum are closed under differentiation, so every order of derivative is a matmul."""
+"""Matrix products. matmul, permute and sum are closed under differentiation, so every order of
+derivative is a matmul."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
 from .creation import Shape
 from .elementwise import meet
-from .shape import broadcast_shapes, expand_dims, matrix_transpose, normalize_axes, pad_rank, permute_dims, reshape, squeeze, unbroadcast
+from .shape import (
+    broadcast_shapes,
+    expand_dims,
+    matrix_transpose,
+    normalize_axes,
+    pad_rank,
+    permute_dims,
+    reshape,
+    squeeze,
+    unbroadcast,
+)
 
 matmul_p = Primitive("matmul")  # (..., m, k) x (..., k, n), leading axes broadcast
 
@@ -50,7 +61,9 @@ def _(z: Tensor, x: Tensor, y: Tensor) -> Any:
 @matmul_p.batch
 def _(args: list[Tensor], batched: list[bool]) -> Tensor:
     ndim = max(x.ndim - b for x, b in zip(args, batched, strict=True))
-    return bind(matmul_p, *[pad_rank(x, ndim) if b else x for x, b in zip(args, batched, strict=True)])
+    return bind(
+        matmul_p, *[pad_rank(x, ndim) if b else x for x, b in zip(args, batched, strict=True)]
+    )
 
 
 def _sum_of_products(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
@@ -58,7 +71,8 @@ def _sum_of_products(x: Tensor, y: Tensor, shape: Shape) -> Tensor:
 
 
 def _weight_product(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
-    """x^T g summed to `shape`: for a plain weight matrix the batch is folded into the contraction."""
+    """x^T g summed to `shape`: for a plain weight matrix the batch is folded into the
+    contraction."""
     if len(shape) == 2 and x.ndim > 2 and x.shape[:-1] == g.shape[:-1]:
         rows = math.prod(x.shape[:-1])
         x, g = reshape(x, (rows, x.shape[-1])), reshape(g, (rows, g.shape[-1]))
@@ -66,7 +80,8 @@ def _weight_product(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
 
 
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """The matrix product over the last two axes; leading axes broadcast, a vector is taken as a row (x1) or a column (x2)."""
+    """The matrix product over the last two axes; leading axes broadcast, a vector is taken as a row
+    (x1) or a column (x2)."""
     x1, x2 = meet(x1, x2)
     if x1.ndim == 0 or x2.ndim == 0:
         raise ValueError(f"matmul: does not take scalars, got {x1.aval} and {x2.aval}; use *")
@@ -79,8 +94,11 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     return squeeze(result, axis=-1 if column else -2) if row else result
 
 
-def tensordot(x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Tensor:
-    """The sum of products over the last `axes` axes of x1 and the first of x2, or over the named axes of each."""
+def tensordot(
+    x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2
+) -> Tensor:
+    """The sum of products over the last `axes` axes of x1 and the first of x2, or over the named
+    axes of each."""
     x1, x2 = meet(x1, x2)
     if isinstance(axes, int):
         first = tuple(range(x1.ndim - axes, x1.ndim))
@@ -89,13 +107,17 @@ def tensordot(x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Seq
         first = normalize_axes("tensordot", axes[0], x1.ndim)
         second = normalize_axes("tensordot", axes[1], x2.ndim)
     if [x1.shape[a] for a in first] != [x2.shape[a] for a in second]:
-        raise ValueError(f"tensordot: axes {first} of {x1.aval} and {second} of {x2.aval} differ in size")
+        raise ValueError(
+            f"tensordot: axes {first} of {x1.aval} and {second} of {x2.aval} differ in size"
+        )
     rows = tuple(a for a in range(x1.ndim) if a not in first)
     columns = tuple(a for a in range(x2.ndim) if a not in second)
     shape = tuple(x1.shape[a] for a in rows) + tuple(x2.shape[a] for a in columns)
     inner = math.prod(x1.shape[a] for a in first)
     left = reshape(permute_dims(x1, rows + first), (math.prod(x1.shape[a] for a in rows), inner))
-    right = reshape(permute_dims(x2, second + columns), (inner, math.prod(x2.shape[a] for a in columns)))
+    right = reshape(
+        permute_dims(x2, second + columns), (inner, math.prod(x2.shape[a] for a in columns))
+    )
     return reshape(bind(matmul_p, left, right), shape)
 
 

@@ -18,7 +18,8 @@ def _accepts(other: Any) -> bool:
 
 
 def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
-    """The method of an operator and its reflected form, which leave unknown operands to the other side."""
+    """The method of an operator and its reflected form, which leave unknown operands to the other
+    side."""
 
     def forward(self: Tensor, other: Any) -> Any:
         return function(self, other) if _accepts(other) else NotImplemented
@@ -30,13 +31,28 @@ def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
 
 
 _BINARY: dict[str, Callable[..., Tensor]] = {
-    "add": e.add, "sub": e.subtract, "mul": e.multiply, "truediv": e.divide, "floordiv": e.floor_divide,
-    "mod": e.remainder, "pow": e.pow, "matmul": linalg.matmul, "and": e.bitwise_and, "or": e.bitwise_or,
-    "xor": e.bitwise_xor, "lshift": e.bitwise_left_shift, "rshift": e.bitwise_right_shift,
-}  # fmt: skip
+    "add": e.add,
+    "sub": e.subtract,
+    "mul": e.multiply,
+    "truediv": e.divide,
+    "floordiv": e.floor_divide,
+    "mod": e.remainder,
+    "pow": e.pow,
+    "matmul": linalg.matmul,
+    "and": e.bitwise_and,
+    "or": e.bitwise_or,
+    "xor": e.bitwise_xor,
+    "lshift": e.bitwise_left_shift,
+    "rshift": e.bitwise_right_shift,
+}
 _COMPARE: dict[str, Callable[..., Tensor]] = {
-    "eq": e.equal, "ne": e.not_equal, "lt": e.less, "le": e.less_equal, "gt": e.greater, "ge": e.greater_equal,
-}  # fmt: skip
+    "eq": e.equal,
+    "ne": e.not_equal,
+    "lt": e.less,
+    "le": e.less_equal,
+    "gt": e.greater,
+    "ge": e.greater_equal,
+}
 
 
 def astype(self: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
@@ -57,12 +73,15 @@ def _iterate(self: Tensor) -> Iterator[Tensor]:
 
 def _permute_all(self: Tensor) -> Tensor:
     if self.ndim != 2:
-        raise ValueError(f"x.T: needs two dimensions, got shape {self.shape}; use x.mT or permute_dims")
+        raise ValueError(
+            f"x.T: needs two dimensions, got shape {self.shape}; use x.mT or permute_dims"
+        )
     return shape.matrix_transpose(self)
 
 
 def _square(x: Tensor, exponent: Any) -> Tensor:
-    """`x ** exponent`, with the squares and roots that models are full of by their cheaper names."""
+    """`x ** exponent`, with the squares and roots that models are full of by their cheaper
+    names."""
     if isinstance(exponent, int | float) and not isinstance(exponent, bool):
         if exponent == 2:
             return e.square(x)
@@ -76,7 +95,8 @@ def _rebuild(array: np.ndarray) -> Tensor:
 
 
 def _reduce_for_pickle(self: Tensor) -> Any:
-    """Pickles travel as NumPy arrays: a tensor is rebuilt on the default device of the process that loads it."""
+    """Pickles travel as NumPy arrays: a tensor is rebuilt on the default device of the process that
+    loads it."""
     return _rebuild, (self.concrete("pickling").numpy(),)
 
 
@@ -96,14 +116,26 @@ def attach() -> None:
     cls.__reduce__ = _reduce_for_pickle
     cls.__copy__ = lambda x: x
     cls.__deepcopy__ = lambda x, memo: x
-    cls.at = property(index.At, doc="`x.at[index].set(v)`, `.add`, `.multiply`, `.min`, `.max`: updated copies.")
+    cls.at = property(
+        index.At, doc="`x.at[index].set(v)`, `.add`, `.multiply`, `.min`, `.max`: updated copies."
+    )
     cls.T = property(_permute_all, doc="The transpose of a matrix.")
     cls.mT = property(shape.matrix_transpose, doc="The last two axes exchanged.")
     cls.astype, cls.reshape = astype, reshape
     for function in (
-        reduce.sum, reduce.mean, reduce.prod, reduce.max, reduce.min, reduce.var, reduce.std, reduce.argmax,
-        reduce.argmin, reduce.all, reduce.any, shape.squeeze,
-    ):  # fmt: skip
+        reduce.sum,
+        reduce.mean,
+        reduce.prod,
+        reduce.max,
+        reduce.min,
+        reduce.var,
+        reduce.std,
+        reduce.argmax,
+        reduce.argmin,
+        reduce.all,
+        reduce.any,
+        shape.squeeze,
+    ):
         setattr(cls, function.__name__, _positional_axis(function))
 
 

@@ -1,4 +1,5 @@
-"""Reductions: sum, mean, prod, max, min, their positions, all, any, cumulative sum, and what is composed of them."""
+"""Reductions: sum, mean, prod, max, min, their positions, all, any, cumulative sum, and what is
+composed of them."""
 
 from __future__ import annotations
 
@@ -9,15 +10,23 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
-from .creation import asarray, cast, iota
-from .elementwise import exp, isfinite, log, maximum, not_equal, sqrt, square, where
-from .shape import Axes, broadcast_to, flip, moveaxis, normalize_axes, permute_dims, reshape, restore_axes, sum_p
+from .creation import asarray, cast
+from .elementwise import exp, isfinite, log, not_equal, sqrt, square, where
+from .shape import (
+    Axes,
+    flip,
+    normalize_axes,
+    reshape,
+    restore_axes,
+    sum_p,
+)
 
 Axis = int | Axes | None
 
 
 def sum(x: Tensor, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Tensor:
-    """The sum over `axis` (all by default). Integers are summed as int64 (uint64), float16 and bfloat16 in float32."""
+    """The sum over `axis` (all by default). Integers are summed as int64 (uint64), float16 and
+    bfloat16 in float32."""
     x = _numeric(x, dtype)
     axes = normalize_axes("sum", axis, x.ndim)
     return _keep(bind(sum_p, x, axes=axes), axes, keepdims)
@@ -30,15 +39,22 @@ def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return sum(x, axis=axes, keepdims=keepdims) / count(x, axes)
 
 
-def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    """The variance over `axis`: squared deviations from the mean, summed and divided by n - correction."""
+def var(
+    x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False
+) -> Tensor:
+    """The variance over `axis`: squared deviations from the mean, summed and divided by n -
+    correction."""
     x = _floating(x)
     axes = normalize_axes("var", axis, x.ndim)
     deviation = x - mean(x, axis=axes, keepdims=True)
-    return sum(square(deviation), axis=axes, keepdims=keepdims) / builtins.max(count(x, axes) - correction, 0)
+    return sum(square(deviation), axis=axes, keepdims=keepdims) / builtins.max(
+        count(x, axes) - correction, 0
+    )
 
 
-def std(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+def std(
+    x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False
+) -> Tensor:
     """The standard deviation: the square root of `var`."""
     return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
@@ -48,7 +64,7 @@ def count(x: Tensor, axes: Axes) -> int:
     return int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
 
 
-# ---- max and min ---------------------------------------------------------------------------------------------------
+# ---- max and min ---------------------------------------------------------------------------------
 
 max_p = Primitive("reduce_max")
 min_p = Primitive("reduce_min")
@@ -62,7 +78,9 @@ def _extremum(prim: Primitive, function: Any) -> None:
     @prim.shape
     def _(x: Aval, *, axes: Axes) -> Aval:
         if builtins.any(x.shape[a] == 0 for a in axes):
-            raise ValueError(f"{prim.name}: {x} has no elements along axes {axes}, so there is no extremum")
+            raise ValueError(
+                f"{prim.name}: {x} has no elements along axes {axes}, so there is no extremum"
+            )
         return _reduced(x, axes)
 
     @prim.numpy
@@ -87,20 +105,22 @@ _extremum(min_p, np.min)
 
 
 def max(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The largest value over `axis` (all by default); NaN if there is one. Equal ones share the gradient."""
+    """The largest value over `axis` (all by default); NaN if there is one. Equal ones share the
+    gradient."""
     x = asarray(x)
     axes = normalize_axes("max", axis, x.ndim)
     return _keep(bind(max_p, x, axes=axes), axes, keepdims)
 
 
 def min(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The smallest value over `axis` (all by default); NaN if there is one. Equal ones share the gradient."""
+    """The smallest value over `axis` (all by default); NaN if there is one. Equal ones share the
+    gradient."""
     x = asarray(x)
     axes = normalize_axes("min", axis, x.ndim)
     return _keep(bind(min_p, x, axes=axes), axes, keepdims)
 
 
-# ---- positions -----------------------------------------------------------------------------------------------------
+# ---- positions -----------------------------------------------------------------------------------
 
 argmax_p = Primitive("argmax", differentiable=False)
 argmin_p = Primitive("argmin", differentiable=False)
@@ -137,16 +157,18 @@ def _arg(prim: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> Tensor
 
 
 def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """Where the largest value is, int64: the first of equal ones; in the flattened tensor by default."""
+    """Where the largest value is, int64: the first of equal ones; in the flattened tensor by
+    default."""
     return _arg(argmax_p, x, axis, keepdims)
 
 
 def argmin(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    """Where the smallest value is, int64: the first of equal ones; in the flattened tensor by default."""
+    """Where the smallest value is, int64: the first of equal ones; in the flattened tensor by
+    default."""
     return _arg(argmin_p, x, axis, keepdims)
 
 
-# ---- all, any ------------------------------------------------------------------------------------------------------
+# ---- all, any ------------------------------------------------------------------------------------
 
 all_p = Primitive("reduce_all", differentiable=False)
 any_p = Primitive("reduce_any", differentiable=False)
@@ -184,7 +206,7 @@ def any(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return _keep(bind(any_p, x, axes=axes), axes, keepdims)
 
 
-# ---- products and cumulative sums ----------------------------------------------------------------------------------
+# ---- products and cumulative sums ----------------------------------------------------------------
 
 prod_p = Primitive("prod")  # over one axis, which it drops
 cumsum_p = Primitive("cumulative_sum")
@@ -217,9 +239,10 @@ def _(args: list[Tensor], batched: list[bool], *, axis: int) -> Tensor:
 
 
 def _shifted_products(x: Tensor, axis: int) -> Tensor:
-    """At each place along `axis` the product of the elements before it, in log2(n) multiplications (Hillis and Steele)."""
-    from .shape import concat
+    """At each place along `axis` the product of the elements before it, in log2(n) multiplications
+    (Hillis and Steele)."""
     from .creation import ones
+    from .shape import concat
 
     size = x.shape[axis]
 
@@ -254,7 +277,9 @@ def _(x: Aval, *, axis: int) -> Aval:
 @cumsum_p.numpy
 def _(x: np.ndarray, *, axis: int) -> np.ndarray:
     narrow = x.dtype in (dtypes.float16, dtypes.bfloat16)
-    return np.cumsum(x, axis=axis, dtype=np.float32 if narrow else x.dtype).astype(x.dtype, copy=False)
+    return np.cumsum(x, axis=axis, dtype=np.float32 if narrow else x.dtype).astype(
+        x.dtype, copy=False
+    )
 
 
 @cumsum_p.vjp
@@ -270,7 +295,8 @@ def _(args: list[Tensor], batched: list[bool], *, axis: int) -> Tensor:
 def cumulative_sum(
     x: Tensor, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
 ) -> Tensor:
-    """Running sums along `axis` (may be left out in one dimension), with a leading zero if `include_initial`."""
+    """Running sums along `axis` (may be left out in one dimension), with a leading zero if
+    `include_initial`."""
     x = _numeric(x, dtype)
     if axis is None and x.ndim != 1:
         raise ValueError(f"cumulative_sum: needs an axis for shape {x.shape}")
@@ -283,7 +309,7 @@ def cumulative_sum(
     return result
 
 
-# ---- composed ------------------------------------------------------------------------------------------------------
+# ---- composed ------------------------------------------------------------------------------------
 
 
 def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -298,7 +324,7 @@ def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Ten
     return result if keepdims else _drop(result, axes)
 
 
-# ---- helpers -------------------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------
 
 
 def _keep(reduced: Tensor, axes: Axes, keepdims: bool) -> Tensor:

@@ -1,4 +1,5 @@
-"""Shapes: reshape, permute, broadcast and its adjoint sum, pad and its adjoint slice, concatenate, flip.
+"""Shapes: reshape, permute, broadcast and its adjoint sum, pad and its adjoint slice, concatenate,
+flip.
 
 Each primitive's derivative is another one of this file, so every order of derivative stays here.
 """
@@ -18,7 +19,7 @@ from .creation import Shape, as_shape, asarray
 Axes = tuple[int, ...]
 
 
-# ---- reshape -------------------------------------------------------------------------------------------------------
+# ---- reshape -------------------------------------------------------------------------------------
 
 reshape_p = Primitive("reshape")
 
@@ -26,7 +27,9 @@ reshape_p = Primitive("reshape")
 @reshape_p.shape
 def _(x: Aval, *, shape: Shape) -> Aval:
     if math.prod(shape) != x.size:
-        raise ValueError(f"reshape: {x} has {x.size} elements, shape {shape} has {math.prod(shape)}")
+        raise ValueError(
+            f"reshape: {x} has {x.size} elements, shape {shape} has {math.prod(shape)}"
+        )
     return Aval(shape, x.dtype)
 
 
@@ -53,7 +56,9 @@ def reshape(x: Tensor, /, shape: int | Shape, *, copy: bool | None = None) -> Te
     if sizes.count(-1) == 1:
         known = -math.prod(sizes)
         if known == 0 or x.size % known:
-            raise ValueError(f"reshape: {x.size} elements of shape {x.shape} do not fit shape {tuple(sizes)}")
+            raise ValueError(
+                f"reshape: {x.size} elements of shape {x.shape} do not fit shape {tuple(sizes)}"
+            )
         sizes[sizes.index(-1)] = x.size // known
     target = as_shape(tuple(sizes))
     return x if target == x.shape else bind(reshape_p, x, shape=target)
@@ -82,7 +87,7 @@ def squeeze(x: Tensor, /, axis: int | Axes | None = None) -> Tensor:
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in gone))
 
 
-# ---- permute -------------------------------------------------------------------------------------------------------
+# ---- permute -------------------------------------------------------------------------------------
 
 permute_p = Primitive("permute")
 
@@ -141,13 +146,16 @@ def moveaxis(x: Tensor, source: int | Axes, destination: int | Axes, /) -> Tenso
 def swapaxes(x: Tensor, axis1: int, axis2: int, /) -> Tensor:
     """`x` with two axes exchanged."""
     x = asarray(x)
-    first, second = normalize_axes("swapaxes", axis1, x.ndim)[0], normalize_axes("swapaxes", axis2, x.ndim)[0]
+    first, second = (
+        normalize_axes("swapaxes", axis1, x.ndim)[0],
+        normalize_axes("swapaxes", axis2, x.ndim)[0],
+    )
     order = list(range(x.ndim))
     order[first], order[second] = order[second], order[first]
     return permute_dims(x, tuple(order))
 
 
-# ---- broadcast and sum, each other's adjoint ------------------------------------------------------------------------
+# ---- broadcast and sum, each other's adjoint -----------------------------------------------------
 
 broadcast_p = Primitive("broadcast")
 sum_p = Primitive("sum")  # over `axes`, which it drops
@@ -229,14 +237,17 @@ def restore_axes(x: Tensor, axes: Axes) -> Tensor:
 
 
 def pad_rank(x: Tensor, ndim: int) -> Tensor:
-    """A batched `x` with axes of size 1 after the batch, so that each example has `ndim` dimensions."""
+    """A batched `x` with axes of size 1 after the batch, so that each example has `ndim`
+    dimensions."""
     missing = ndim - (x.ndim - 1)
     return reshape(x, (x.shape[0], *(1,) * missing, *x.shape[1:])) if missing > 0 else x
 
 
-# ---- pad and slice, each other's adjoint ---------------------------------------------------------------------------
+# ---- pad and slice, each other's adjoint ---------------------------------------------------------
 
-pad_p = Primitive("pad")  # zeros (or `value`) at both ends and `interior` ones between elements; no negative amounts
+pad_p = Primitive(
+    "pad"
+)  # zeros (or `value`) at both ends and `interior` ones between elements; no negative amounts
 slice_p = Primitive("slice")  # x[start:stop:step] along each axis, positive steps
 
 PadConfig = tuple[tuple[int, int, int], ...]
@@ -245,7 +256,9 @@ PadConfig = tuple[tuple[int, int, int], ...]
 @pad_p.shape
 def _(x: Aval, *, config: PadConfig, value: float) -> Aval:
     if len(config) != x.ndim or any(amount < 0 for axis in config for amount in axis):
-        raise ValueError(f"pad: needs (low, high, interior) >= 0 for each axis of {x}, got {config}")
+        raise ValueError(
+            f"pad: needs (low, high, interior) >= 0 for each axis of {x}, got {config}"
+        )
     sizes = zip(x.shape, config, strict=True)
     return Aval(tuple(lo + hi + n + max(n - 1, 0) * inner for n, (lo, hi, inner) in sizes), x.dtype)
 
@@ -253,7 +266,8 @@ def _(x: Aval, *, config: PadConfig, value: float) -> Aval:
 @pad_p.numpy
 def _(x: np.ndarray, *, config: PadConfig, value: float) -> np.ndarray:
     shape = tuple(
-        lo + hi + n + max(n - 1, 0) * inner for n, (lo, hi, inner) in zip(x.shape, config, strict=True)
+        lo + hi + n + max(n - 1, 0) * inner
+        for n, (lo, hi, inner) in zip(x.shape, config, strict=True)
     )
     out = np.full(shape, value, x.dtype)
     out[_inside(x.shape, config)] = x
@@ -311,14 +325,15 @@ def _(args: list[Tensor], batched: list[bool], *, limits: Limits) -> Tensor:
 
 
 def pad(x: Tensor, /, pad_width: Any, *, constant_values: float = 0) -> Tensor:
-    """`x` with `constant_values` around it. `pad_width`: an int, a pair (low, high), or one pair for each axis."""
+    """`x` with `constant_values` around it. `pad_width`: an int, a pair (low, high), or one pair
+    for each axis."""
     x = asarray(x)
     widths = np.broadcast_to(np.asarray(pad_width, dtype=np.int64), (x.ndim, 2))
     config = tuple((int(lo), int(hi), 0) for lo, hi in widths)
     return bind(pad_p, x, config=config, value=constant_values)
 
 
-# ---- concatenate ---------------------------------------------------------------------------------------------------
+# ---- concatenate ---------------------------------------------------------------------------------
 
 concat_p = Primitive("concat")
 
@@ -329,7 +344,9 @@ def _(*xs: Aval, axis: int) -> Aval:
     for x in xs[1:]:
         if x.dtype != first.dtype or x.ndim != first.ndim:
             raise ValueError(f"concat: {first} and {x} do not fit together")
-        if any(m != n for i, (m, n) in enumerate(zip(first.shape, x.shape, strict=True)) if i != axis):
+        if any(
+            m != n for i, (m, n) in enumerate(zip(first.shape, x.shape, strict=True)) if i != axis
+        ):
             raise ValueError(f"concat along axis {axis}: {first} and {x} differ along another axis")
     total = sum(x.shape[axis] for x in xs)
     return Aval((*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype)
@@ -347,7 +364,9 @@ def _(y: Tensor, *xs: Tensor, axis: int) -> Any:
 
     def part(start: int, end: int) -> Any:
         def pull(g: Tensor) -> Tensor:
-            limits = tuple((start, end, 1) if i == axis else (0, n, 1) for i, n in enumerate(g.shape))
+            limits = tuple(
+                (start, end, 1) if i == axis else (0, n, 1) for i, n in enumerate(g.shape)
+            )
             return bind(slice_p, g, limits=limits)
 
         return pull
@@ -358,12 +377,15 @@ def _(y: Tensor, *xs: Tensor, axis: int) -> Any:
 @concat_p.batch
 def _(args: list[Tensor], batched: list[bool], *, axis: int) -> Tensor:
     size = next(x.shape[0] for x, b in zip(args, batched, strict=True) if b)
-    every = [x if b else broadcast_to(x, (size, *x.shape)) for x, b in zip(args, batched, strict=True)]
+    every = [
+        x if b else broadcast_to(x, (size, *x.shape)) for x, b in zip(args, batched, strict=True)
+    ]
     return bind(concat_p, *every, axis=axis + 1)
 
 
 def concat(arrays: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
-    """The arrays joined along an existing axis (flattened first if `axis` is None), at their common dtype."""
+    """The arrays joined along an existing axis (flattened first if `axis` is None), at their common
+    dtype."""
     tensors = [asarray(a) for a in arrays]
     if not tensors:
         raise ValueError("concat: needs at least one array")
@@ -383,7 +405,7 @@ def stack(arrays: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     return concat([expand_dims(t, axis=axis) for t in tensors], axis=axis)
 
 
-# ---- flip ----------------------------------------------------------------------------------------------------------
+# ---- flip ----------------------------------------------------------------------------------------
 
 flip_p = Primitive("flip")
 
@@ -414,7 +436,7 @@ def flip(x: Tensor, /, *, axis: int | Axes | None = None) -> Tensor:
     return bind(flip_p, x, axes=normalize_axes("flip", axis, x.ndim))
 
 
-# ---- helpers -------------------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------
 
 
 def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> Axes:
@@ -446,6 +468,8 @@ def broadcast_shapes(op: str, *shapes: Shape) -> Shape:
     for i in range(-ndim, 0):
         sizes = {s[i] for s in shapes if len(s) >= -i} - {1}
         if len(sizes) > 1:
-            raise ValueError(f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast together")
+            raise ValueError(
+                f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast together"
+            )
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)

@@ -12,23 +12,29 @@ Array = np.ndarray
 
 
 def floor_divide(x: Array, y: Array) -> Array:
-    """floor(x / y); for floats the array API's special cases (a division by zero is infinite, not NaN)."""
+    """floor(x / y); for floats the array API's special cases (a division by zero is infinite, not
+    NaN)."""
     return np.floor_divide(x, y) if _exact(x) else np.floor(np.divide(x, y))
 
 
 def remainder(x: Array, y: Array) -> Array:
+    """x - floor(x / y) * y, with the sign of y."""
     return np.remainder(x, y)
 
 
 def power(x: Array, y: Array) -> Array:
-    """x ** y; a negative exponent of integers gives 0 (or +-1) instead of an error, as integer division does."""
+    """x ** y; a negative exponent of integers gives 0 (or +-1) instead of an error, as integer
+    division does."""
     if not _exact(x) or not np.any(np.less(y, 0)):
         return np.power(x, y)
     odd = np.where(np.bitwise_and(y, 1) == 1, x, np.ones_like(x))
-    return np.where(np.less(y, 0), np.where(np.abs(x) == 1, odd, 0), np.power(x, np.maximum(y, 0))).astype(x.dtype)
+    return np.where(
+        np.less(y, 0), np.where(np.abs(x) == 1, odd, 0), np.power(x, np.maximum(y, 0))
+    ).astype(x.dtype)
 
 
 def logaddexp(x: Array, y: Array) -> Array:
+    """log(exp(x) + exp(y)) without overflow."""
     return _in_float32(np.logaddexp)(x, y)
 
 
@@ -39,6 +45,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def softplus(x: Array) -> Array:
+    """log(1 + exp(x)) without overflow."""
     return (np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))).astype(x.dtype, copy=False)
 
 
@@ -62,24 +69,66 @@ def _in_float32(f: Callable[..., Array]) -> Callable[..., Array]:
     return wrapped
 
 
-# Rational approximations of erf and erfc by W. J. Cody, "Rational Chebyshev approximations for the error function",
-# Mathematics of Computation 23 (1969); good to double precision.
+# Rational approximations of erf and erfc by W. J. Cody, "Rational Chebyshev approximations for the
+# error function", Mathematics of Computation 23 (1969); good to double precision.
 _SMALL = (
-    (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2, 3.20937758913846947e3),
-    (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
-)  # fmt: skip
+    (
+        1.85777706184603153e-1,
+        3.16112374387056560e0,
+        1.13864154151050156e2,
+        3.77485237685302021e2,
+        3.20937758913846947e3,
+    ),
+    (
+        1.0,
+        2.36012909523441209e1,
+        2.44024637934444173e2,
+        1.28261652607737228e3,
+        2.84423683343917062e3,
+    ),
+)
 _MIDDLE = (
-    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1, 2.98635138197400131e2,
-     8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3),
-    (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
-     3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3),
-)  # fmt: skip
+    (
+        2.15311535474403846e-8,
+        5.64188496988670089e-1,
+        8.88314979438837594e0,
+        6.61191906371416295e1,
+        2.98635138197400131e2,
+        8.81952221241769090e2,
+        1.71204761263407058e3,
+        2.05107837782607147e3,
+        1.23033935479799725e3,
+    ),
+    (
+        1.0,
+        1.57449261107098347e1,
+        1.17693950891312499e2,
+        5.37181101862009858e2,
+        1.62138957456669019e3,
+        3.29079923573345963e3,
+        4.36261909014324716e3,
+        3.43936767414372164e3,
+        1.23033935480374942e3,
+    ),
+)
 _LARGE = (
-    (1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1,
-     1.60837851487422766e-2, 6.58749161529837803e-4),
-    (1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2,
-     2.33520497626869185e-3),
-)  # fmt: skip
+    (
+        1.63153871373020978e-2,
+        3.05326634961232344e-1,
+        3.60344899949804439e-1,
+        1.25781726111229246e-1,
+        1.60837851487422766e-2,
+        6.58749161529837803e-4,
+    ),
+    (
+        1.0,
+        2.56852019228982242e0,
+        1.87295284992346725e0,
+        5.27905102951428412e-1,
+        6.05183413124413191e-2,
+        2.33520497626869185e-3,
+    ),
+)
 
 
 def erf(x: Array) -> Array:
@@ -99,21 +148,43 @@ def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Array) 
     return np.polyval(coefficients[0], x) / np.polyval(coefficients[1], x)
 
 
-# First guess by M. Giles, "Approximating the erfinv function", GPU Computing Gems (2011), good to single precision.
-_CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
-           -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
-_TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
-         0.00943887047, 1.00167406, 2.83297682)  # fmt: skip
+# First guess by M. Giles, "Approximating the erfinv function", GPU Computing Gems (2011), good to
+# single precision.
+_CENTRE = (
+    2.81022636e-08,
+    3.43273939e-07,
+    -3.5233877e-06,
+    -4.39150654e-06,
+    0.00021858087,
+    -0.00125372503,
+    -0.00417768164,
+    0.246640727,
+    1.50140941,
+)
+_TAIL = (
+    -0.000200214257,
+    0.000100950558,
+    0.00134934322,
+    -0.00367342844,
+    0.00573950773,
+    -0.0076224613,
+    0.00943887047,
+    1.00167406,
+    2.83297682,
+)
 
 
 def erfinv(x: Array) -> Array:
-    """The inverse of erf on [-1, 1], NaN outside: Giles' polynomials, then for float64 two Newton steps."""
+    """The inverse of erf on [-1, 1], NaN outside: Giles' polynomials, then for float64 two Newton
+    steps."""
     z = np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         w = -np.log((1 - z) * (1 + z))
         inside = np.where(np.abs(z) < 1, w, 1.0)
         y = z * np.where(
-            inside < 5, np.polyval(_CENTRE, inside - 2.5), np.polyval(_TAIL, np.sqrt(np.maximum(inside, 5)) - 3)
+            inside < 5,
+            np.polyval(_CENTRE, inside - 2.5),
+            np.polyval(_TAIL, np.sqrt(np.maximum(inside, 5)) - 3),
         )
         if np.asarray(x).dtype == np.float64:
             for _ in range(2):

@@ -9,7 +9,6 @@ import hypothesis.strategies as st
 import numpy as np
 
 import tensorlite as tl
-
 from tests.ops.sampling import Sample, distinct, rngs, samples, shapes
 
 
@@ -24,7 +23,15 @@ def some_axes(draw: Any, ndim: int) -> tuple[int, ...]:
 @samples("full", floats=False)
 def full(draw: Any, name: str) -> Sample:
     device = tl.devices()[0]
-    return Sample((), {"shape": draw(shapes()), "dtype": tl.float32, "value": draw(st.integers(-3, 3)), "device": device})
+    return Sample(
+        (),
+        {
+            "shape": draw(shapes()),
+            "dtype": tl.float32,
+            "value": draw(st.integers(-3, 3)),
+            "device": device,
+        },
+    )
 
 
 @samples("iota", floats=False)
@@ -86,7 +93,9 @@ def pad(draw: Any, name: str) -> Sample:
     shape = draw(shapes())
     amount = st.integers(0, 2)
     config = tuple((draw(amount), draw(amount), draw(amount)) for _ in shape)
-    return Sample((normal(draw, shape),), {"config": config, "value": draw(st.sampled_from([0, 1.5]))})
+    return Sample(
+        (normal(draw, shape),), {"config": config, "value": draw(st.sampled_from([0, 1.5]))}
+    )
 
 
 @samples("slice")
@@ -110,7 +119,9 @@ def concat(draw: Any, name: str) -> Sample:
 
 @samples("matmul")
 def matmul(draw: Any, name: str) -> Sample:
-    batch = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, max_side=3, min_side=0))
+    batch = draw(
+        hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=2, max_side=3, min_side=0)
+    )
     m, k, n = (draw(st.integers(0, 3)) for _ in range(3))
     left, right = batch.input_shapes
     return Sample((normal(draw, (*left, m, k)), normal(draw, (*right, k, n))))
@@ -126,7 +137,10 @@ def indices(draw: Any, shape: tuple[int, ...], unique: bool) -> list[np.ndarray]
     else:
         flat = rng.integers(0, places, draw(shapes(max_dims=2, max_side=3)))
     found = np.unravel_index(flat, shape[:count])
-    return [np.where(rng.integers(0, 2, i.shape) == 1, i - n, i) for i, n in zip(found, shape, strict=False)]
+    return [
+        np.where(rng.integers(0, 2, i.shape) == 1, i - n, i)
+        for i, n in zip(found, shape, strict=False)
+    ]
 
 
 @samples("gather")

@@ -1,7 +1,8 @@
 """Samples of valid arguments for every primitive, from which `test_rules.py` tests all their rules.
 
-A family of primitives registers its samples in `samples_<family>.py` with `@samples("name", ...)` on a hypothesis composite. Floating-point
-arguments are float64 and lie where the primitive is smooth, so that finite differences are right there.
+A family of primitives registers its samples in `samples_<family>.py` with `@samples("name", ...)`
+on a hypothesis composite. Floating-point arguments are float64 and lie where the primitive is
+smooth, so that finite differences are right there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _without_floats: set[str] = set()
 def samples(*names: str, floats: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function (draw, name) -> Sample for the primitives called `names`.
 
-    `floats=False` says that none of their arguments is ever floating-point, so that there is nothing to round or differentiate.
+    `floats=False` says that none of their arguments is ever floating-point, so that there is
+    nothing to round or differentiate.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,10 +73,13 @@ def shapes(
     min_dims: int = 0, max_dims: int = 3, min_side: int = 0, max_side: int = 4
 ) -> st.SearchStrategy[tuple[int, ...]]:
     """Shapes of small arrays, empty ones included unless `min_side` is 1."""
-    return st.lists(st.integers(min_side, max_side), min_size=min_dims, max_size=max_dims).map(tuple)
+    return st.lists(st.integers(min_side, max_side), min_size=min_dims, max_size=max_dims).map(
+        tuple
+    )
 
 
 def distinct(rng: np.random.Generator, shape: tuple[int, ...], gap: float = 0.1) -> np.ndarray:
-    """Values in random order that differ by at least `gap`: for functions with a kink where two are equal."""
+    """Values in random order that differ by at least `gap`: for functions with a kink where two are
+    equal."""
     size = int(np.prod(shape, dtype=int))
     return (rng.permutation(size).reshape(shape) - size / 2 + 0.5) * gap

@@ -1,6 +1,7 @@
 """Every primitive x every rule, on samples drawn by hypothesis.
 
-The walk covers the whole registry: a primitive without samples, or without a rule that it should have, fails.
+The walk covers the whole registry: a primitive without samples, or without a rule that it should
+have, fails.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ import tensorlite.distributed  # registers the primitives of the whole project
 from tensorlite import dtypes
 from tensorlite.composite import Composite
 from tensorlite.core import Aval, bind, primitives
-from tensorlite.ops.elementwise import Elementwise
-
+from tensorlite.ops.broadcasting import Elementwise
 from tests.ops.sampling import Sample, all_strategies, has_floats, strategy_of
 
-# Primitives that take graphs, devices or functions as parameters: their rules are tested where they live.
+# Primitives that take graphs, devices or functions as parameters: their rules are tested where they
+# live.
 ELSEWHERE = {"call", "checkpoint", "transfer"}
 NAMES = sorted(set(primitives) - ELSEWHERE)
 SAMPLED = all_strategies()
 FLOATING = [n for n in NAMES if has_floats(n)]
 SMOOTH = [n for n in FLOATING if primitives[n].differentiable]
-rules = settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+rules = settings(
+    max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 def tensors(arrays: Any) -> list[tl.Tensor]:
@@ -99,7 +102,9 @@ def test_narrow_floats_stay_close_to_float64(name: str, dtype: np.dtype, data: A
         if not dtypes.is_float(reference.dtype):
             continue
         exact = reference.numpy()
-        scale = max(1.0, *(np.abs(a).max(initial=0) for a in (*wide, exact) if a.dtype == np.float64))
+        scale = max(
+            1.0, *(np.abs(a).max(initial=0) for a in (*wide, exact) if a.dtype == np.float64)
+        )
         close(result.numpy().astype(np.float64), exact, rtol=steps * eps, atol=steps * eps * scale)
 
 
@@ -108,7 +113,8 @@ def float_arguments(sample: Sample) -> list[int]:
 
 
 def function_of_floats(name: str, sample: Sample) -> tuple[Any, list[tl.Tensor]]:
-    """The primitive as a function of its floating-point arguments, returning its floating-point results."""
+    """The primitive as a function of its floating-point arguments, returning its floating-point
+    results."""
     positions = float_arguments(sample)
     fixed = tensors(sample.args)
 
@@ -195,7 +201,8 @@ def test_vmap_against_a_loop(name: str, data: Any) -> None:
 
 
 def _examples(a: np.ndarray) -> np.ndarray:
-    """A batch of two whose second example holds the same elements in another order, so that it is valid as well."""
+    """A batch of two whose second example holds the same elements in another order, so that it is
+    valid as well."""
     return np.stack([a, np.flip(a)])
 
 

@@ -1,4 +1,5 @@
-"""The CPU backend. Buffers are NumPy arrays; a primitive runs through its lowering for the CPU, its NumPy rule, or its body."""
+"""The CPU backend. Buffers are NumPy arrays; a primitive runs through its lowering for the CPU, its
+NumPy rule, or its body."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from .executor import compile_graph
 
 
 def _silent_floating_point() -> tuple[contextvars.ContextVar[Any], Any]:
-    """The context variable in which NumPy keeps its floating-point error handling, and its value for "ignore everything".
+    """The context variable in which NumPy keeps its floating-point error handling, and its value
+    for "ignore everything".
 
-    An operation on a tensor gives inf and nan without a warning. Entering `np.errstate` costs more than a small operation, so
-    its effect on the context is found here once and then set directly.
+    An operation on a tensor gives inf and nan without a warning. Entering `np.errstate` costs more
+    than a small operation, so its effect on the context is found here once and then set directly.
     """
     before = dict(contextvars.copy_context().items())
     with np.errstate(all="ignore"):
@@ -50,7 +52,9 @@ class CPU:
     def to_numpy(self, buffer: np.ndarray) -> np.ndarray:
         return buffer
 
-    def run(self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
+    def run(
+        self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]
+    ) -> Any:
         for arg in args:
             if arg.device is not device:
                 home, args = gather_on_one_device(prim, args)
@@ -62,7 +66,9 @@ class CPU:
         try:
             out = kernel(*[arg.data for arg in args], **params)
         except (TypeError, ValueError, IndexError):
-            prim.abstract(*[arg.aval for arg in args], **params)  # says what is wrong in the op's own words
+            prim.abstract(
+                *[arg.aval for arg in args], **params
+            )  # says what is wrong in the op's own words
             raise
         finally:
             _errors.reset(token)

@@ -1,4 +1,5 @@
-"""Runs a graph on the CPU: the equations become a list of steps, each a kernel with the slots it reads, writes and may forget."""
+"""Runs a graph on the CPU: the equations become a list of steps, each a kernel with the slots it
+reads, writes and may forget."""
 
 from __future__ import annotations
 
@@ -38,9 +39,13 @@ def compile_graph(
         return slots[key]
 
     inputs = [slot(v) for v in flat.inputs]
-    planned = [(eqn, tuple(map(slot, eqn.inputs)), tuple(map(slot, eqn.outputs))) for eqn in flat.equations]
+    planned = [
+        (eqn, tuple(map(slot, eqn.inputs)), tuple(map(slot, eqn.outputs))) for eqn in flat.equations
+    ]
     outputs = [slot(atom) for atom in flat.outputs]
-    steps = _with_last_reads(planned, keep={*outputs, *(s for s, _ in constants)}, lowerings=lowerings)
+    steps = _with_last_reads(
+        planned, keep={*outputs, *(s for s, _ in constants)}, lowerings=lowerings
+    )
     size = len(slots)
 
     def run(*buffers: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,0 +1,273 @@
+"""`Trainer`: synchronous data-parallel training of one model, on Spark or in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import tensorlite as tl
+from tensorlite import optim
+from tensorlite.data import ArrayDataset
+
+from .launch import launch
+from .local import local_worker
+from .monitor import Monitor, MonitorAddress, ProgressBar, Record, Reporter
+from .training import Job, Progress, train
+from .worker import Worker
+
+Watcher = Callable[[Record], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """What `Trainer.fit` returns.
+
+    Attributes:
+        model: the trained model.
+        averaged_model: the model with the moving averages of its parameters; None without `ema`.
+        optimizer_state: the optimizer's state after the last step.
+        history: `{"loss": [...]}`, the loss over the global batch at every step.
+        summary: steps, epochs, workers, seconds (all of `fit`), images_per_second (of all workers
+            together), and on rank 0 the parts of a step's time spent on input, compute and
+            communication, which add up to 1. Rates leave out the first step of each batch size,
+            which is traced and compiled.
+    """
+
+    model: Any
+    averaged_model: Any
+    optimizer_state: Any
+    history: dict[str, list[float]]
+    summary: dict[str, float]
+
+
+class Trainer:
+    """Trains a model on `num_workers` tasks of a Spark barrier stage, or in this process.
+
+    All workers see the same global batches: `batch_size` rows in an order that depends on `seed`
+    and the epoch alone, of which each takes its share. Gradients are averaged over the rows of the
+    batch, so the result does not depend on the number of workers, up to rounding.
+
+    Args:
+        loss: `loss(model, *arrays)` returns a scalar, the mean over the batch, or `(scalar, model)`
+            where the model's buffers (running statistics) have changed. If it has a parameter
+            `key`, it gets a fresh key at each step; draws over the rows of the batch (dropout) are
+            the same for any number of workers.
+        optimizer: from `tensorlite.optim`.
+        batch_size: rows of a global batch, over all workers.
+        num_workers: tasks of the barrier stage; 0 trains in this process, without Spark.
+        device: where the workers compute; "auto" is the CPU.
+        augment: `augment(key, images)` is applied to the first array of each batch, with a key
+            for each row and epoch, so that it does not depend on the number of workers. It is
+            mapped over the rows and sees a batch of one: images of shape (1, ...), and must be
+            traceable.
+        ema: decay of a moving average of the parameters, such as 0.9999 (`optim.ema`).
+        checkpoint: a folder on the host of rank 0. The state is saved there at the end and every
+            `checkpoint_every` steps, and a run whose folder holds a checkpoint goes on from there.
+        drop_last: leave out the smaller batch at the end of an epoch.
+        seed: of the order of rows, the augmentation and the loss's keys.
+        progress: show a progress bar; or a function that is called with records, dicts with step,
+            epoch, loss, images_per_second and communication.
+        spark: the SparkSession; None uses the active one, as `dist.launch` does.
+        launch_options: more options of `dist.launch`, such as `timeout` or `port_range`.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[..., Any],
+        optimizer: optim.Optimizer,
+        batch_size: int,
+        num_workers: int = 0,
+        device: str = "auto",
+        augment: Callable[..., Any] | None = None,
+        ema: float | None = None,
+        checkpoint: str | None = None,
+        checkpoint_every: int | None = None,
+        drop_last: bool = False,
+        seed: int = 0,
+        progress: bool | Watcher = True,
+        spark: Any = None,
+        launch_options: dict[str, Any] | None = None,
+    ):
+        if not callable(loss):
+            raise TypeError(f"Trainer: loss is a function, got {type(loss).__name__}")
+        for name, function in (("init", optimizer), ("update", optimizer)):
+            if not callable(getattr(function, name, None)):
+                raise TypeError(
+                    f"Trainer: optimizer has no {name} method; use one of tensorlite.optim, such "
+                    "as "
+                    f"optim.sgd(0.1), got {type(optimizer).__name__}"
+                )
+        _check_count("batch_size", batch_size, 1)
+        _check_count("num_workers", num_workers, 0)
+        if checkpoint_every is not None:
+            _check_count("checkpoint_every", checkpoint_every, 1)
+            if checkpoint is None:
+                raise ValueError("Trainer: checkpoint_every needs a checkpoint folder")
+        if ema is not None and not 0 <= ema < 1:
+            raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema}")
+        if num_workers > batch_size:
+            raise ValueError(
+                f"Trainer: batch_size={batch_size} rows cannot be shared by {num_workers} workers"
+            )
+        self.loss = loss
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.device = "cpu" if device == "auto" else str(tl.device.get_device(device))
+        self.augment = augment
+        self.ema = ema
+        self.checkpoint = str(checkpoint) if checkpoint is not None else None
+        self.checkpoint_every = checkpoint_every
+        self.drop_last = drop_last
+        self.seed = seed
+        self.progress = progress
+        self.spark = spark
+        self.launch_options = launch_options or {}
+
+    def fit(
+        self,
+        model: Any,
+        data: ArrayDataset,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+    ) -> TrainingResult:
+        """Train `model` on `data` for `steps` steps or `epochs` epochs in all.
+
+        Args:
+            model: any pytree of parameters, such as an `nn.Module`; it is not changed.
+            data: its arrays are passed to the loss, batch by batch. Every worker gets all of it.
+
+        Raises:
+            WorkerError: the loss (or anything else) raised in a worker; has its traceback. Without
+                workers the exception itself is raised.
+        """
+        job = self._job(data, steps, epochs)
+        began = time.perf_counter()
+        with self._watching(job) as watch:
+            progress = self._run(job, model, watch)
+        return self._result(job, progress, time.perf_counter() - began)
+
+    def _job(self, data: ArrayDataset, steps: int | None, epochs: int | None) -> Job:
+        if not isinstance(data, ArrayDataset):
+            raise TypeError(
+                f"Trainer.fit: data is an ArrayDataset, got {type(data).__name__}; "
+                "wrap NumPy arrays with tl.data.ArrayDataset(images, labels)"
+            )
+        if (steps is None) == (epochs is None):
+            raise ValueError("Trainer.fit: pass either steps or epochs")
+        if len(data) == 0 or (self.drop_last and len(data) < self.batch_size):
+            raise ValueError(f"Trainer.fit: {data} has no batch of {self.batch_size} rows")
+        _check_count(
+            "steps" if epochs is None else "epochs", steps if epochs is None else epochs, 1
+        )
+        job = Job(
+            loss=self.loss,
+            optimizer=self.optimizer,
+            arrays=tuple(np.ascontiguousarray(array) for array in data.arrays),
+            batch_size=self.batch_size,
+            steps=steps or 0,
+            seed=self.seed,
+            augment=self.augment,
+            ema=self.ema,
+            checkpoint=self.checkpoint,
+            checkpoint_every=self.checkpoint_every,
+            drop_last=self.drop_last,
+        )
+        if epochs is not None:
+            job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
+        return job
+
+    @contextlib.contextmanager
+    def _watching(self, job: Job) -> Iterator[Watcher | None]:
+        if callable(self.progress):
+            yield self.progress
+        elif self.progress:
+            bar = ProgressBar(job.steps)
+            try:
+                yield bar
+            finally:
+                bar.close()
+        else:
+            yield None
+
+    def _run(self, job: Job, model: Any, watch: Watcher | None) -> Progress:
+        if self.num_workers == 0:
+            with local_worker(self.device) as worker, tl.default_device(self.device):
+                return train(worker, job, model, _direct(watch))
+        with _monitor(self.spark, self.num_workers, watch) as address:
+            results = launch(
+                _train_in_worker,
+                (job, model, address),
+                num_workers=self.num_workers,
+                spark=self.spark,
+                device=self.device,
+                **self.launch_options,
+            )
+        return results[0]
+
+    def _result(self, job: Job, progress: Progress, seconds: float) -> TrainingResult:
+        state, timing = progress.state, progress.timing
+        averaged = None
+        if job.ema is not None:
+            averaged = optim.ema(job.ema).average(state["average"], state["model"])
+        total = timing.total or 1.0
+        summary = {
+            "steps": job.steps,
+            "epochs": job.steps / job.steps_per_epoch,
+            "workers": max(self.num_workers, 1),
+            "seconds": seconds,
+            "images_per_second": timing.rows / total,
+            "input": timing.input / total,
+            "compute": timing.compute / total,
+            "communication": timing.communication / total,
+        }
+        history = {"loss": progress.losses}
+        return TrainingResult(state["model"], averaged, state["optimizer"], history, summary)
+
+
+def _train_in_worker(
+    worker: Worker, job: Job, model: Any, address: MonitorAddress | None
+) -> Progress | None:
+    """The main function of a worker. Only rank 0 sends its state back: the others' is the same."""
+    reporter = Reporter(address if worker.rank == 0 else None)
+    try:
+        progress = train(worker, job, model, reporter)
+    finally:
+        reporter.close()
+    return progress if worker.rank == 0 else None
+
+
+def _direct(watch: Watcher | None) -> Callable[..., None]:
+    def report(record: Record, last: bool = False) -> None:
+        if watch is not None:
+            watch(record)
+
+    return report
+
+
+@contextlib.contextmanager
+def _monitor(
+    spark: Any, num_workers: int, watch: Watcher | None
+) -> Iterator[MonitorAddress | None]:
+    """Where rank 0 may report to, while the block runs."""
+    if watch is None:
+        yield None
+        return
+    from .cluster import driver_host
+
+    with Monitor(driver_host(spark, num_workers), watch) as monitor:
+        yield monitor.address
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"Trainer: {name} must be a whole number of at least {least}, got {value!r}"
+        )

@@ -1,0 +1,334 @@
+"""The loop that every worker runs: its rows of each global batch, the gradients summed over all
+workers, the same update everywhere.
+
+All workers start from the same bits and add the same bits, so they stay equal without ever sending
+parameters. A batch is a list of row numbers that each worker computes for itself; each takes its
+share in rank order. Gradients are weighted by rows, so that their sum is that of the mean over the
+whole batch, however it was shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import tensorlite as tl
+from tensorlite import optim, random
+from tensorlite.data import permutation
+
+from .checkpoint import CheckpointFolder
+from .collectives import all_gather, all_reduce, broadcast
+from .errors import DistributedError
+from .worker import Worker
+
+_LOSS_STREAM, _AUGMENT_STREAM = 1, 2  # independent keys from the one seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the workers are to do. `Trainer` describes the fields that come from its options."""
+
+    loss: Callable[..., Any]
+    optimizer: Any
+    arrays: tuple[np.ndarray, ...]
+    batch_size: int
+    steps: int
+    seed: int
+    augment: Callable[..., Any] | None
+    ema: float | None
+    checkpoint: str | None
+    checkpoint_every: int | None
+    drop_last: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rows = len(self.arrays[0])
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds spent, and the rows seen meanwhile, since the first step of each shape is done:
+    before that the time goes into tracing."""
+
+    input: float = 0.0
+    compute: float = 0.0
+    communication: float = 0.0
+    rows: int = 0
+
+    @property
+    def total(self) -> float:
+        return self.input + self.compute + self.communication
+
+
+@dataclasses.dataclass
+class Progress:
+    """How a run ended, on one worker."""
+
+    state: Any
+    losses: list[float]
+    timing: Timing
+
+
+def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> Progress:
+    """Run `job` from `model`, or from the newest checkpoint if there is one.
+
+    Args:
+        report: called on rank 0 after each step with a record (see `_record`) and `last`.
+
+    Raises:
+        DistributedError: the workers do not agree on where to start.
+    """
+    functions = _Functions(job)
+    state = functions.start(model)
+    _check_agreement(worker, state)
+    folder = CheckpointFolder(job.checkpoint) if job.checkpoint is not None else None
+    step, state, losses = _resume(worker, job, folder, state)
+    timing = Timing()
+    shapes_seen: set[int] = set()
+    for epoch, batch in _batches(job, start=step):
+        began = time.perf_counter()
+        share = Share.of(worker, batch)
+        arrays = functions.input(epoch, share.rows, [array[share.rows] for array in job.arrays])
+        fed = time.perf_counter()
+        partial, counters = functions.gradients(state["model"], step, share, arrays)
+        computed = time.perf_counter()
+        total = all_reduce(partial, op="sum")
+        reduced = time.perf_counter()
+        state = functions.update(state, total, counters)
+        losses.append(float(total["loss"]))
+        step += 1
+        done = time.perf_counter()
+        if len(batch) in shapes_seen:
+            timing.input += fed - began
+            timing.compute += (computed - fed) + (done - reduced)
+            timing.communication += reduced - computed
+            timing.rows += len(batch)
+        shapes_seen.add(len(batch))
+        if worker.rank == 0:
+            report(_record(step, epoch, losses[-1], timing), last=step == job.steps)
+            if folder is not None and _is_due(job, step):
+                folder.save(step, _checkpoint_of(state, losses))
+    return Progress(state, losses, timing)
+
+
+def _batches(job: Job, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Epoch and row numbers of each global batch from step `start` to the last."""
+    count = len(job.arrays[0])
+    order, of_epoch = np.empty(0, np.int64), -1
+    for step in range(start, job.steps):
+        epoch, place = divmod(step, job.steps_per_epoch)
+        if epoch != of_epoch:
+            order, of_epoch = permutation(count, job.seed, epoch), epoch
+        yield epoch, order[place * job.batch_size : (place + 1) * job.batch_size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One worker's part of a global batch.
+
+    Attributes:
+        rows: the numbers of its rows in the data set.
+        first: the place of the first one in the batch.
+        weight: the part of the batch that they are.
+    """
+
+    rows: np.ndarray
+    first: int
+    weight: float
+
+    @classmethod
+    def of(cls, worker: Worker, batch: np.ndarray) -> Share:
+        """Consecutive rows in rank order; the sizes differ by at most one.
+
+        A worker for which no row is left computes one of weight 0, since a mean needs a row.
+        """
+        first = len(batch) * worker.rank // worker.size
+        end = len(batch) * (worker.rank + 1) // worker.size
+        if end == first:
+            return cls(batch[:1], 0, 0.0)
+        return cls(batch[first:end], first, (end - first) / len(batch))
+
+
+class _Functions:
+    """The compiled pieces of a step. The state is a dict: model, optimizer and, if wanted,
+    average."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        root = random.key(job.seed)
+        self._loss_key = random.fold_in(root, _LOSS_STREAM)
+        self._augment_key = random.fold_in(root, _AUGMENT_STREAM)
+        self._takes_key = "key" in inspect.signature(job.loss).parameters
+        self._average = optim.ema(job.ema) if job.ema is not None else None
+        self._augment = tl.jit(self._augmented)
+        self._gradients = tl.jit(self._weighted_gradients)
+        self.update = tl.jit(self._updated)
+
+    def start(self, model: Any) -> dict[str, Any]:
+        """The state before the first step."""
+        state = {"model": model, "optimizer": self._job.optimizer.init(model)}
+        if self._average is not None:
+            state["average"] = self._average.init(model)
+        return state
+
+    def input(self, epoch: int, rows: np.ndarray, arrays: list[np.ndarray]) -> list[tl.Tensor]:
+        """The arrays of a batch as tensors, the first one augmented."""
+        tensors = [tl.asarray(array, copy=False) for array in arrays]
+        if self._job.augment is not None:
+            tensors[0] = self._augment(tl.asarray(epoch), tl.asarray(rows), tensors[0])
+        return tensors
+
+    def gradients(
+        self, model: Any, step: int, share: Share, arrays: list[tl.Tensor]
+    ) -> tuple[dict[str, Any], list[tl.Tensor]]:
+        """This worker's terms of the sums over the global batch, and its integer buffers."""
+        place = tl.asarray(np.asarray([step, share.first, len(share.rows)]))
+        return self._gradients(model, place, share.weight, arrays)
+
+    def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
+        augment = self._job.augment
+        assert augment is not None
+        of_epoch = random.fold_in(self._augment_key, epoch)
+
+        def one(row: tl.Tensor, image: tl.Tensor) -> tl.Tensor:
+            # A batch of one: every row has a key of its own, whichever worker it is on.
+            return augment(random.fold_in(of_epoch, row), tl.expand_dims(image))[0]
+
+        return tl.vmap(one)(rows, images)
+
+    def _weighted_gradients(
+        self, model: Any, place: tl.Tensor, weight: tl.Tensor, arrays: list[tl.Tensor]
+    ) -> tuple[dict[str, Any], list[tl.Tensor]]:
+        step, first, rows = place
+        options = {}
+        if self._takes_key:
+            options["key"] = random.shard(random.fold_in(self._loss_key, step), first, rows)
+
+        def objective(model: Any) -> tuple[tl.Tensor, Any]:
+            out = self._job.loss(model, *arrays, **options)
+            loss, kept = out if isinstance(out, tuple) else (out, model)
+            return loss, kept
+
+        (loss, kept), gradient = tl.value_and_grad(objective, has_aux=True)(model)
+        _check_kept(kept, model)
+        floats, counters = _split_by_dtype(_parted(kept)[1])
+        partial = {
+            "loss": loss * weight,
+            "gradients": [g * weight for g in _parted(gradient)[0]],
+            "buffers": [b * weight for b in floats],
+        }
+        return partial, counters
+
+    def _updated(
+        self, state: dict[str, Any], total: dict[str, Any], counters: list[tl.Tensor]
+    ) -> dict[str, Any]:
+        job, model = self._job, state["model"]
+        parameters, old_buffers = _parted(model)
+        floats, integers = iter(total["buffers"]), iter(counters)
+        buffers = [next(floats if _is_float(b) else integers) for b in old_buffers]
+        model = _joined(model, parameters, buffers)
+        gradient = _joined(model, total["gradients"], [tl.zeros_like(b) for b in buffers])
+        updates, optimizer = job.optimizer.update(gradient, state["optimizer"], model)
+        new = {"model": optim.apply_updates(model, updates), "optimizer": optimizer}
+        if self._average is not None:
+            new["average"] = self._average.update(state["average"], new["model"])
+        return new
+
+
+def _check_kept(kept: Any, model: Any) -> None:
+    found, wanted = tl.tree.structure(kept), tl.tree.structure(model)
+    if found != wanted:
+        raise TypeError(
+            "Trainer: the loss returns a scalar, or (scalar, model); what it returned beside the "
+            f"scalar has the structure {found}, the model {wanted}"
+        )
+
+
+def _is_float(x: tl.Tensor) -> bool:
+    return tl.isdtype(x.dtype, "real floating")
+
+
+def _split_by_dtype(tensors: list[tl.Tensor]) -> tuple[list[tl.Tensor], list[tl.Tensor]]:
+    """Floating-point tensors, and the others."""
+    return [x for x in tensors if _is_float(x)], [x for x in tensors if not _is_float(x)]
+
+
+def _parted(tree: Any) -> tuple[list[tl.Tensor], list[tl.Tensor]]:
+    """The leaves of a model, or of a tree of its structure: parameters, and buffers."""
+    pairs = list(zip(tl.tree.leaves(tree), tl.tree.parameter_mask(tree), strict=True))
+    return [x for x, is_parameter in pairs if is_parameter], [x for x, p in pairs if not p]
+
+
+def _joined(like: Any, parameters: list[tl.Tensor], buffers: list[tl.Tensor]) -> Any:
+    """The tree of the structure of `like` with these parameters and buffers."""
+    supply, state = iter(parameters), iter(buffers)
+    leaves = [next(supply if p else state) for p in tl.tree.parameter_mask(like)]
+    return tl.tree.unflatten(tl.tree.structure(like), leaves)
+
+
+def _record(step: int, epoch: int, loss: float, timing: Timing) -> dict[str, Any]:
+    """What is shown of a step while the run goes on."""
+    return {
+        "step": step,
+        "epoch": epoch,
+        "loss": loss,
+        "images_per_second": timing.rows / timing.total if timing.rows else 0.0,
+        "communication": timing.communication / timing.total if timing.rows else 0.0,
+    }
+
+
+# ---- agreement, checkpoints --------------------------------------------------------------------
+
+
+def _check_agreement(worker: Worker, state: Any) -> None:
+    """Refuse to start from different parameters, or with different libraries."""
+    versions = f"tensorlite {tl.__version__}, NumPy {np.__version__}, Python {sys.version_info[:2]}"
+    digest = hashlib.sha256(versions.encode())
+    for name, leaf in zip(tl.tree.paths(state), tl.tree.leaves(state), strict=True):
+        array = np.ascontiguousarray(leaf.numpy())
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    everyone = np.asarray(all_gather(np.frombuffer(digest.digest(), np.uint8)))
+    odd = [rank for rank in range(worker.size) if (everyone[rank] != everyone[0]).any()]
+    if odd:
+        raise DistributedError(
+            f"ranks {odd} would start from other parameters or libraries than rank 0; rank "
+            f"{worker.rank} has {versions}. Install the same versions on all hosts"
+        )
+
+
+def _checkpoint_of(state: dict[str, Any], losses: list[float]) -> dict[str, Any]:
+    return {"state": state, "losses": tl.asarray(np.asarray(losses, np.float64))}
+
+
+def _is_due(job: Job, step: int) -> bool:
+    every = job.checkpoint_every
+    return step == job.steps or (every is not None and step % every == 0)
+
+
+def _resume(
+    worker: Worker, job: Job, folder: CheckpointFolder | None, state: dict[str, Any]
+) -> tuple[int, dict[str, Any], list[float]]:
+    """Where to start: rank 0's newest checkpoint, sent to all, or the beginning."""
+    saved = folder.steps() if folder is not None and worker.rank == 0 else []
+    step = int(broadcast(tl.asarray(saved[-1] if saved else 0)))
+    if step == 0:
+        return 0, state, []
+    if step > job.steps:
+        raise ValueError(
+            f"Trainer: the checkpoint folder {job.checkpoint} holds step {step}, but this run ends "
+            f"at step {job.steps}; choose another folder, or more steps"
+        )
+    tree = _checkpoint_of(state, [0.0] * step)
+    if worker.rank == 0:
+        assert folder is not None
+        tree = folder.load(step, like=tree)
+    tree = broadcast(tree)
+    return step, tree["state"], np.asarray(tree["losses"]).tolist()
