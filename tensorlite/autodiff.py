@@ -65,7 +65,7 @@ class Box(Tracer):
         return self.value.dtype
 
     @property
-    def device(self) -> Any:  # type: ignore[override]
+    def device(self) -> Any:
         return self.value.device
 
     @property
@@ -292,7 +292,7 @@ def value_and_grad(
         TypeError: a leaf to differentiate is not floating-point, or the value is not a scalar.
     """
     several = not isinstance(argnums, int)
-    positions: tuple[int, ...] = tuple(argnums) if several else (argnums,)  # type: ignore[arg-type]
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:
@@ -366,10 +366,9 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     The pullback is linear in its cotangent, so its own pullback is the pushforward; under jit the
     first sweep is dead code and disappears.
     """
-    primals, tangents = tuple(primals), tuple(tangents)
-    primals = tree.map(asarray, primals)
-    leaves, treedef = tree.flatten(primals)
-    directions, tangent_def = tree.flatten(tangents)
+    points_tree = tree.map(asarray, tuple(primals))
+    leaves, treedef = tree.flatten(points_tree)
+    directions, tangent_def = tree.flatten(tuple(tangents))
     if tangent_def != treedef:
         raise ValueError(f"jvp: tangents have structure {tangent_def}, primals {treedef}")
     active = [dtypes.is_float(leaf.dtype) for leaf in leaves]
@@ -378,7 +377,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     for direction, point in zip(directions, points, strict=True):
         if direction.aval != point.aval:
             raise ValueError(f"jvp: a tangent is {direction.aval}, its primal {point.aval}")
-    value, _, pull, out_def = _linearize(f, primals, active, False, "jvp")
+    value, _, pull, out_def = _linearize(f, points_tree, active, False, "jvp")
     outs = [asarray(o) for o in tree.leaves(value)]
     floats = [dtypes.is_float(o.dtype) for o in outs]
     zeros = tuple(_fill(None, o) for o, is_float in zip(outs, floats, strict=True) if is_float)

@@ -28,7 +28,7 @@ class Composite(Primitive):
     tensors."""
 
     def __init__(self, name: str, body: Callable[..., Any]):
-        self.body: Callable[..., Any] = body  # type: ignore[assignment]
+        self.body: Callable[..., Any] = body
         self._graphs: dict[Any, tuple[Graph, bool]] = {}
         super().__init__(name)
         functools.update_wrapper(self, body, updated=())

@@ -127,21 +127,26 @@ def result_type(*values: Any) -> DType:
     Raises:
         TypeError: nothing was given, or a dtype is not supported.
     """
-    scalars = [
-        v for v in values if isinstance(v, bool | int | float) and not isinstance(v, np.generic)
-    ]
-    scalars += [v for v in values if isinstance(v, Tensor) and v.weak]
-    strong = [v for v in values if not any(v is s for s in scalars)]
-    dtypes = [v.dtype if hasattr(v, "dtype") else canonical(v) for v in strong]
-    result = functools.reduce(promote, dtypes) if dtypes else None
-    for scalar in scalars:
-        if isinstance(scalar, Tensor):
-            result = of_weak(scalar.dtype, result)
+    result: DType | None = None
+    scalars: list[Any] = []
+    for value in values:
+        if _is_weak(value):
+            scalars.append(value)
         else:
-            result = of_python_scalar(scalar, result)
+            dtype = value.dtype if hasattr(value, "dtype") else canonical(value)
+            result = dtype if result is None else promote(result, dtype)
+    for scalar in scalars:
+        traced = isinstance(scalar, Tensor)
+        result = of_weak(scalar.dtype, result) if traced else of_python_scalar(scalar, result)
     if result is None:
         raise TypeError("result_type: needs at least one tensor, dtype or scalar")
     return result
+
+
+def _is_weak(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.weak
+    return isinstance(value, bool | int | float) and not isinstance(value, np.generic)
 
 
 def of_weak(dtype: DType, partner: DType | None) -> DType:

@@ -96,16 +96,16 @@ def _needed(equations: Iterable[Equation], outputs: Sequence[Atom]) -> tuple[Equ
 class GraphTracer(Tracer):
     """A tensor that will exist when the graph runs."""
 
-    __slots__ = ("aval", "trace", "var", "weak")
+    __slots__ = ("aval", "trace", "variable", "weak")
 
-    def __init__(self, trace: GraphTrace, var: Var, weak: bool = False):
+    def __init__(self, trace: GraphTrace, variable: Var, weak: bool = False):
         self.trace = trace
-        self.var = var
-        self.aval = var.aval  # type: ignore[misc]
+        self.variable = variable
+        self.aval = variable.aval  # type: ignore[misc]
         self.weak = weak
 
     @property
-    def device(self) -> Any:  # type: ignore[override]
+    def device(self) -> Any:
         return self.trace.device  # type: ignore[union-attr]
 
     def concrete(self, wanted: str) -> Tensor:
@@ -132,11 +132,11 @@ class GraphTrace(Trace):
 
     def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
         result = prim.abstract(*[arg.aval for arg in args], **params)
-        several = not isinstance(result, Aval)
-        outputs = tuple(Var(aval) for aval in (result if several else (result,)))
+        avals = (result,) if isinstance(result, Aval) else result
+        outputs = tuple(Var(aval) for aval in avals)
         self.equations.append(Equation(prim, tuple(map(self.atom, args)), params, outputs))
-        tracers = tuple(GraphTracer(self, var) for var in outputs)
-        return tracers if several else tracers[0]
+        tracers = tuple(GraphTracer(self, variable) for variable in outputs)
+        return tracers[0] if isinstance(result, Aval) else tracers
 
     def atom(self, x: Tensor) -> Atom:
         """`x` in this graph: its variable, itself if it is a constant, or a new input if an outer
@@ -145,7 +145,7 @@ class GraphTrace(Trace):
         if trace is None:
             return x
         if trace is self:
-            return x.var  # type: ignore[attr-defined]
+            return x.variable  # type: ignore[attr-defined]
         if not trace.alive or trace.level > self.level:
             raise leaked(trace)
         if id(x) not in self.captured:
@@ -176,7 +176,7 @@ def trace_graph(
 
     `weak[i]` marks an argument that was a Python scalar.
     """
-    name = name or getattr(f, "__name__", type(f).__name__)
+    name = name or str(getattr(f, "__name__", type(f).__name__))
     weak = weak or [False] * len(avals)
     with new_trace(
         GraphTrace, device or current_device(), f"{what} of {name}", is_floor=True

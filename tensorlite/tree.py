@@ -79,7 +79,7 @@ class BufferName(str):
 def register(
     cls: type,
     flatten: Callable[[Any], tuple[Sequence[Any], Hashable, Sequence[str]]],
-    unflatten: Callable[[Any, Sequence[Any]], Any],
+    unflatten: Callable[[Any, Iterable[Any]], Any],
 ) -> None:
     """Make `cls` a pytree node.
 
@@ -99,7 +99,7 @@ def _register_dataclass(cls: type) -> bool:
         return False
     names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
 
-    def rebuild(_: Hashable, children: Sequence[Any]) -> Any:
+    def rebuild(_: Hashable, children: Iterable[Any]) -> Any:
         return cls(**dict(zip(names, children, strict=True)))
 
     register(cls, lambda obj: ([getattr(obj, n) for n in names], None, names), rebuild)

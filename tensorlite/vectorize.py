@@ -30,7 +30,7 @@ class BatchTracer(Tracer):
         return Aval(self.value.shape[1:], self.value.dtype)
 
     @property
-    def device(self) -> Any:  # type: ignore[override]
+    def device(self) -> Any:
         return self.value.device
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from .broadcasting import (
     with_sums,
 )
 from .creation import asarray
+
+Operation = Callable[..., Tensor]  # named where a line above uses one below it
+
 
 # ---- arithmetic ----------------------------------------------------------------------------------
 
@@ -65,7 +69,9 @@ negative = elementwise(
 abs = elementwise(
     "abs", np.abs, scalar=lambda k, x: k.abs(x), vjp=lambda y, x: lambda g: g * sign(x)
 )
-sign = elementwise("sign", np.sign, scalar=lambda k, x: k.sign(x), vjp=lambda y, x: lambda g: None)
+sign: Operation = elementwise(
+    "sign", np.sign, scalar=lambda k, x: k.sign(x), vjp=lambda y, x: lambda g: None
+)
 square = elementwise(
     "square", np.square, scalar=lambda k, x: x * x, vjp=lambda y, x: lambda g: g * (2 * x)
 )
@@ -212,7 +218,7 @@ softplus = elementwise(
 sin = elementwise(
     "sin", np.sin, scalar=lambda k, x: k.sin(x), kinds=FLOAT, vjp=lambda y, x: lambda g: g * cos(x)
 )
-cos = elementwise(
+cos: Operation = elementwise(
     "cos", np.cos, scalar=lambda k, x: k.cos(x), kinds=FLOAT, vjp=lambda y, x: lambda g: -g * sin(x)
 )
 tan = elementwise(
@@ -264,7 +270,7 @@ sinh = elementwise(
     kinds=FLOAT,
     vjp=lambda y, x: lambda g: g * cosh(x),
 )
-cosh = elementwise(
+cosh: Operation = elementwise(
     "cosh",
     np.cosh,
     scalar=lambda k, x: k.cosh(x),
@@ -324,7 +330,7 @@ def _flat(y: Tensor, x: Tensor) -> Any:
     return lambda g: None
 
 
-floor = elementwise(
+floor: Operation = elementwise(
     "floor", special.keep_integers(np.floor), scalar=lambda k, x: k.floor(x), vjp=_flat
 )
 ceil = elementwise("ceil", special.keep_integers(np.ceil), scalar=lambda k, x: k.ceil(x), vjp=_flat)
