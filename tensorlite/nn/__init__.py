@@ -1,0 +1,5 @@
+"""Neural networks: modules."""
+
+from .module import Buffer, Module, count_parameters
+
+__all__ = ["Buffer", "Module", "count_parameters"]
