@@ -19,7 +19,7 @@ import dataclasses
 import threading
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class Module:
 
     __slots__ = ("__dict__", "__weakref__", "_module_buffers", "_module_layout", "_module_pinned")
 
+    _module_layout: Layout | None  # None: the attributes have changed since it was found
+    _module_buffers: frozenset[str]
+    _module_pinned: dict[str, Skeleton]  # attributes whose children are so by decree, not by type
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         module = object.__new__(cls)
         _set_layout(module, None)
@@ -72,8 +76,8 @@ class Module:
             )
         if isinstance(value, types.MethodType) and isinstance(value.__self__, Module):
             raise TypeError(
-                f"{type(self).__name__}.{name}: a method of a module would keep the module's "
-                "present parameters for ever; store the module and call its method, or store a plain function"
+                f"{type(self).__name__}.{name}: a method of a module would keep the module's present "
+                "parameters for ever; store the module and call its method, or a plain function"
             )
         if isinstance(value, Buffer):
             _set_buffers(self, self._module_buffers | {name})
@@ -357,7 +361,8 @@ def _check_hashable(cls: type, name: str, skeleton: Skeleton) -> None:
 
 def _classify(module: Module) -> Layout:
     """Find out what every attribute of `module` is."""
-    moving, static = [], []
+    moving: list[tuple[str, Skeleton]] = []
+    static: list[tuple[str, Skeleton]] = []
     for name, value in module.__dict__.items():
         skeleton = module._module_pinned.get(name) or _walk(value, [])
         (static if _is_fixed(skeleton) else moving).append((name, skeleton))
@@ -390,7 +395,7 @@ def _flatten(module: Module) -> tuple[list[Any], Layout, tuple[str, ...]]:
     return children, layout, layout.entries
 
 
-def _unflatten(layout: Layout, children: Sequence[Any]) -> Module:
+def _unflatten(layout: Layout, children: Iterable[Any]) -> Module:
     """A module of this layout, made without its `__init__`."""
     module = object.__new__(layout.cls)
     attributes = module.__dict__
