@@ -52,7 +52,7 @@ def weight_grad(x: np.ndarray, g: np.ndarray, window: Window) -> np.ndarray:
 
 
 def input_grad(g: np.ndarray, w: np.ndarray, window: Window, spatial: Sizes) -> np.ndarray:
-    """The adjoint of `convolve` in x: cell by cell, `g` times the kernel is added where it belongs."""
+    """The adjoint of `convolve` in x: cell by cell, `g` times the kernel, added in its place."""
     mirrored = _mirror(w, window)
     if mirrored is not None:
         return convolve(g, *mirrored)
