@@ -25,6 +25,7 @@ INSTALL_JAVA = (
     "openjdk-17-jre-headless; Fedora: dnf install java-17-openjdk-headless; macOS: brew install "
     "openjdk@17), or point JAVA_HOME to one"
 )
+SETTLE_SECONDS = 4.0  # without a new slot, once there is one, before there are said to be too few
 _ENCRYPTION = (
     "spark.network.crypto.enabled",
     "spark.authenticate.enableSaslEncryption",
@@ -86,11 +87,9 @@ def check(
             "authenticated and not encrypted; pass allow_unencrypted=True if the network among the "
             "executors can be trusted"
         )
-    deadline = time.monotonic() + (0.0 if local else slots_timeout)
-    while (slots := _slots(context)) < num_workers:
-        if time.monotonic() >= deadline:
-            raise SlotsError(_too_few(context, num_workers, slots, local))
-        time.sleep(0.1)
+    slots = _slots(context) if local else _settled_slots(context, num_workers, slots_timeout)
+    if slots < num_workers:
+        raise SlotsError(_too_few(context, num_workers, slots, local))
 
 
 @contextlib.contextmanager
@@ -155,6 +154,22 @@ def _is_local(context: SparkContext) -> bool:
     return master == "local" or master.startswith("local[")
 
 
+def _settled_slots(context: SparkContext, num_workers: int, slots_timeout: float) -> int:
+    """The number of slots once it suffices, or once no more seem to come."""
+    start = last_growth = time.monotonic()
+    slots = most = _slots(context)
+    while slots < num_workers:
+        now = time.monotonic()
+        # Nothing yet means a session that has just begun; something, that the rest is close behind.
+        if now - start > slots_timeout or (most and now - last_growth > SETTLE_SECONDS):
+            break
+        time.sleep(0.1)
+        slots = _slots(context)
+        if slots > most:
+            most, last_growth = slots, now
+    return slots
+
+
 def _slots(context: SparkContext) -> int:
     """How many tasks of the default resource profile the executors that are there can run at the
     same time."""
@@ -171,10 +186,10 @@ def _too_few(context: SparkContext, num_workers: int, slots: int, local: bool) -
             "give Spark more executors or cores (spark.executor.instances, spark.executor.cores, "
             "spark.cores.max)"
         )
-    fewer = f"lower num_workers to {slots}, " if slots else ""
+    fewer = f"lower num_workers to {slots}, or " if slots else "no executor has registered; "
     return (
         f"launch: num_workers={num_workers} but {context.master} has {slots} slots for tasks of "
-        f"spark.task.cpus={cpus}, and all workers must run at the same time; {fewer}or {more}"
+        f"spark.task.cpus={cpus}, and all workers must run at the same time; {fewer}{more}"
     )
 
 

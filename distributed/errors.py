@@ -160,12 +160,16 @@ def peer_error(failure: Failure) -> PeerError:
 
 def first_cause(failures: list[Failure]) -> Failure:
     """Which of the failures that came back from several ranks is the one to raise."""
-    origins = [failure for failure in failures if failure.origin]
     named = [failure.cause for failure in failures if failure.cause is not None]
-    for failure in origins:
-        if any(cause.rank == failure.rank for cause in named):
-            return failure
-    return min(origins or named or failures, key=lambda failure: failure.rank)
+    named_ranks = {failure.rank for failure in named}
+
+    def remoteness(failure: Failure) -> tuple[bool, bool, int]:
+        # Disagreement and silence may themselves follow from an error elsewhere; nothing else does.
+        symptom = failure.error_type in ("MismatchError", "DeadlineError")
+        return symptom, failure.rank not in named_ranks, failure.rank
+
+    origins = [failure for failure in failures if failure.origin]
+    return min(origins or named or failures, key=remoteness)
 
 
 def _shorten(text: str) -> str:

@@ -21,7 +21,7 @@ def launch(
     device: str = "cpu",
     timeout: float = 300.0,
     connect_timeout: float = 60.0,
-    slots_timeout: float = 10.0,
+    slots_timeout: float = 60.0,
     port_range: tuple[int, int] | None = None,
     bind: str | None = None,
     allow_unencrypted: bool = False,
@@ -41,8 +41,8 @@ def launch(
         device: where the workers' tensors are made unless told otherwise.
         timeout: seconds without any progress after which a collective gives up.
         connect_timeout: seconds within which the workers must have connected.
-        slots_timeout: seconds to wait for executors that are still starting before there are said
-            to be too few.
+        slots_timeout: seconds to wait at most for the first executors of a new session. Once some
+            are there and a few seconds bring no more, it is decided whether they suffice.
         port_range: first and last port on which workers may listen; None leaves the choice to the
             system.
         bind: the address on which workers listen, where it is not the one that Spark reports for

@@ -36,7 +36,7 @@ class Options:
     device: str = "cpu"
     timeout: float = 300.0
     connect_timeout: float = 60.0
-    grace: float = 4.0
+    grace: float = 3.0
     bind: str | None = None
     port_range: tuple[int, int] | None = None
 

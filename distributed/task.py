@@ -72,7 +72,13 @@ class BarrierTask:
     def _call_main(self, worker: Worker) -> bytes:
         # Unpickled here rather than by Spark, so that a module missing on one host is reported like
         # any other error.
-        main, args = cloudpickle.loads(self.call)
+        try:
+            main, args = cloudpickle.loads(self.call)
+        except ModuleNotFoundError as error:
+            raise DistributedError(
+                f"main or its arguments need a module that this worker has not: {error}; install "
+                "it on the executors, or ship it with SparkContext.addPyFile or --py-files"
+            ) from error
         result = main(worker, *args)
         try:
             return cloudpickle.dumps(result)

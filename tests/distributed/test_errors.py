@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tensorlite.distributed.errors import (
     TEXT_LIMIT,
+    DeadlineError,
     Failure,
     MismatchError,
     PeerError,
@@ -59,6 +60,11 @@ def test_of_two_origins_the_one_that_the_others_heard_of_counts():
     first, second = failure(2), failure(1)
     echo = failure_of(peer_error(first), 0, "h")
     assert first_cause([echo, second, first]) == first
+
+
+def test_an_error_counts_more_than_the_silence_that_it_leaves_behind():
+    silence = failure_of(DeadlineError("nothing arrived"), 0, "h")
+    assert first_cause([silence, failure(2)]) == failure(2)
 
 
 def test_a_mismatch_is_a_mismatch_on_every_rank():
