@@ -76,7 +76,7 @@ class Module:
             )
         if isinstance(value, types.MethodType) and isinstance(value.__self__, Module):
             raise TypeError(
-                f"{type(self).__name__}.{name}: a method of a module would keep the module's present "
+                f"{type(self).__name__}.{name}: a method of a module would keep the present "
                 "parameters for ever; store the module and call its method, or a plain function"
             )
         if isinstance(value, Buffer):
