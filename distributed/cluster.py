@@ -92,6 +92,12 @@ def check(
         raise SlotsError(_too_few(context, num_workers, slots, local))
 
 
+def driver_host(spark: Any, num_workers: int) -> str:
+    """The address at which the executors reach the driver. Starts a session as `launch` would."""
+    host = spark_context(spark, num_workers).getConf().get("spark.driver.host")
+    return str(host).strip("[]")
+
+
 @contextlib.contextmanager
 def own_python(context: SparkContext) -> Iterator[None]:
     """Let the tasks of a local master run in this very interpreter, unless PYSPARK_PYTHON names

@@ -49,6 +49,10 @@ def test_what_a_worker_knows(spark):
     assert first[0][4] == first[1][4] < second[0][4], "an attempt's number is its own"
 
 
+def test_where_executors_reach_the_driver(spark):
+    assert cluster.driver_host(spark, 2) == "127.0.0.1"
+
+
 def test_one_worker_needs_no_ring(spark):
     assert dist.launch(lambda worker: worker.size, num_workers=1) == [1]
 
