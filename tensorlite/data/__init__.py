@@ -6,6 +6,7 @@ HDFS or S3; `write_cifar10` writes them; `digits_as_cifar10` makes a small real 
 format without a download.
 """
 
+from tensorlite.data import augment
 from tensorlite.data.cifar import DataError, cifar10, write_cifar10
 from tensorlite.data.dataset import ArrayDataset, permutation
 from tensorlite.data.digits import digits_as_cifar10
@@ -13,6 +14,7 @@ from tensorlite.data.digits import digits_as_cifar10
 __all__ = [
     "ArrayDataset",
     "DataError",
+    "augment",
     "cifar10",
     "digits_as_cifar10",
     "permutation",
