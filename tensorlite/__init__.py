@@ -5,7 +5,7 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 `data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
 """
 
-from . import nn, optim, random, tree
+from . import data, nn, optim, random, tree
 from ._version import __version__
 from .autodiff import grad, jvp, value_and_grad, vjp
 from .composite import checkpoint, custom_vjp
@@ -29,6 +29,7 @@ from .dtypes import (
 )
 from .dtypes import bool_ as bool
 from .graph import make_graph
+from .io import load, save
 from .jit import jit
 from .ops import methods as _methods  # attaches the operators of Tensor
 from .ops.control import stop_gradient
