@@ -104,15 +104,13 @@ def shard(key: Tensor, first_row: int, rows: int) -> Tensor:
     Keys made from it by `split` and `fold_in` behave in the same way.
 
     Raises:
-        ValueError: `first_row` is negative, `rows` is not positive, or one of them is 2**32 or
-            more.
+        ValueError: `first_row` or `rows` is negative, or 2**32 or more.
     """
     key = _checked("shard", key)
     first_row, rows = operator.index(first_row), operator.index(rows)
-    if not (0 <= first_row < 2**32 and 0 < rows < 2**32):
+    if not (0 <= first_row < 2**32 and 0 <= rows < 2**32):
         raise ValueError(
-            "random.shard: first_row must be in [0, 2**32) and rows in [1, 2**32), "
-            f"got {first_row} and {rows}"
+            f"random.shard: first_row and rows must be in [0, 2**32), got {first_row} and {rows}"
         )
     return concat([key[:2], asarray(np.array([first_row, rows], np.uint32), device=key.device)])
 

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -244,6 +245,13 @@ def test_sequential_takes_a_list_and_may_grow():
     model = nn.Sequential([nn.relu])
     model.layers.append(nn.Linear(3, 2, key=KEY))
     assert tl.jit(lambda m, x: m(x))(model, normal(4, 3)).shape == (4, 2)
+
+
+def test_models_with_functions_can_be_pickled():
+    model = nn.Sequential(nn.Linear(3, 4, key=KEY), nn.relu, nn.BatchNorm(4), tl.tanh)
+    copied = pickle.loads(pickle.dumps(model))
+    assert tl.tree.structure(copied) == tl.tree.structure(model)
+    close(copied(normal(2, 3)), model(normal(2, 3)), rtol=0, atol=0)
 
 
 # ---- initial values ------------------------------------------------------------------------------
