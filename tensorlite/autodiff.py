@@ -17,7 +17,17 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, tree
-from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, bind, new_trace
+from .core import (
+    Aval,
+    Primitive,
+    Tensor,
+    Trace,
+    Tracer,
+    TracerError,
+    bind,
+    captured,
+    new_trace,
+)
 from .ops.creation import asarray, full
 
 _order = itertools.count()
@@ -68,10 +78,6 @@ class Box(Tracer):
     def device(self) -> Any:
         return self.value.device
 
-    @property
-    def weak(self) -> bool:  # type: ignore[override]
-        return self.value.weak
-
     def concrete(self, wanted: str) -> Tensor:
         """The value below: looking at it is allowed, but it takes no gradient along."""
         return self.value.concrete(wanted)
@@ -99,12 +105,20 @@ class VJPTrace(Trace):
     name = "tl.grad"
 
     def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
-        needs = [arg.trace is self for arg in args]
-        values = [arg.value if need else arg for arg, need in zip(args, needs, strict=True)]  # type: ignore[attr-defined]
         if not prim.differentiable:
-            return bind(prim, *values, **params)
+            return bind(prim, *[a.value if a.trace is self else a for a in args], **params)  # type: ignore[attr-defined]
+        values: list[Tensor] = []
+        parents: list[tuple[Node, int] | None] = []
+        for arg in args:
+            if arg.trace is self:
+                values.append(arg.value)  # type: ignore[attr-defined]
+                parents.append((arg.node, arg.index))  # type: ignore[attr-defined]
+            else:
+                values.append(arg)
+                parents.append(None)
         if prim.fwd_rule is not None:
-            ans, pull = prim.fwd_rule(tuple(needs), *values, **params)
+            needs = tuple(parent is not None for parent in parents)
+            ans, pull = prim.fwd_rule(needs, *values, **params)
         elif prim.vjp_rule is not None:
             ans = bind(prim, *values, **params)
             pull = prim.vjp_rule(ans, *values, **params)
@@ -114,11 +128,10 @@ class VJPTrace(Trace):
             return prim.body(*args, **params)
         else:
             raise NotImplementedError(f"{prim.name} has no derivative")
-        parents = [
-            (arg.node, arg.index) if need else None  # type: ignore[attr-defined]
-            for arg, need in zip(args, needs, strict=True)
-        ]
         if isinstance(ans, tuple):
+            for a in ans:
+                if a.trace is self:
+                    raise captured(self, prim)
             node = Node(parents, pull, len(ans))
             return tuple(Box(self, a, node, i) for i, a in enumerate(ans))
         return Box(self, ans, Node(parents, pull))
@@ -129,16 +142,22 @@ def backward(
 ) -> list[Tensor | None]:
     """The cotangents that reach `leaves` when `seeds` (node, which of its results, cotangent) are
     pulled back; None is zero."""
-    arrived: dict[Node, list[Tensor | None]] = {}
+    arrived: dict[Node, Any] = {}  # a cotangent, or a list of them for a node with several results
     waiting: list[tuple[int, Node]] = []
 
     def send(node: Node, index: int, cotangent: Tensor) -> None:
-        slots = arrived.get(node)
-        if slots is None:
-            slots = arrived[node] = [None] * (node.results or 1)
+        present = arrived.get(node)
+        if present is None:
             heapq.heappush(waiting, (-node.order, node))
-        present = slots[index]
-        slots[index] = cotangent if present is None else present + cotangent
+            if node.results is None:
+                arrived[node] = cotangent
+                return
+            present = arrived[node] = [None] * node.results
+        if node.results is None:
+            arrived[node] = present + cotangent
+        else:
+            slot = present[index]
+            present[index] = cotangent if slot is None else slot + cotangent
 
     for node, index, cotangent in seeds:
         send(node, index, cotangent)
@@ -146,8 +165,9 @@ def backward(
         _, node = heapq.heappop(waiting)
         if node.pull is None:
             continue
-        slots = arrived.pop(node)
-        ct = slots[0] if node.results is None else tuple(slots)
+        ct = arrived.pop(node)
+        if node.results is not None:
+            ct = tuple(ct)
         if isinstance(node.pull, tuple):
             for parent, pull in zip(node.parents, node.pull, strict=True):
                 if parent is not None and pull is not None:
@@ -158,7 +178,7 @@ def backward(
             for parent, cotangent in zip(node.parents, node.pull(ct), strict=True):
                 if parent is not None and cotangent is not None:
                     send(parent[0], parent[1], cotangent)
-    return [arrived[leaf][0] if leaf in arrived else None for leaf in leaves]
+    return [arrived.get(leaf) for leaf in leaves]
 
 
 def _linearize(
@@ -291,8 +311,10 @@ def value_and_grad(
     Raises:
         TypeError: a leaf to differentiate is not floating-point, or the value is not a scalar.
     """
-    several = not isinstance(argnums, int)
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    several = isinstance(argnums, Sequence)
+    positions = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
+    if not all(isinstance(position, int) for position in positions):
+        raise TypeError(f"grad: argnums is an int or a sequence of ints, got {argnums!r}")
 
     @functools.wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:
@@ -303,6 +325,8 @@ def value_and_grad(
                     "positional arguments"
                 )
         chosen = [p % len(args) for p in positions]
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"grad: argnums={argnums} names an argument twice")
         picked = tuple(tree.map(asarray, args[p]) for p in chosen)
         leaves, treedef = tree.flatten(picked)
         active = tree.parameter_mask(picked)

@@ -13,9 +13,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from . import tree
 from .autodiff import flat_vjp
-from .core import Aval, Primitive, Tensor, bind
+from .core import Aval, Primitive, Tensor, bind, exactly
+from .device import current_device
 from .graph import Graph, trace_graph
 from .ops.control import optimization_barrier
 from .ops.creation import asarray, zeros_like
@@ -41,7 +44,7 @@ class Composite(Primitive):
 
     def graph(self, *avals: Aval, **params: Any) -> tuple[Graph, bool]:
         """The body traced at `avals`, and whether it returns one bare tensor."""
-        key = (avals, tuple(sorted(params.items())))
+        key = (avals, current_device(), *((name, exactly(params[name])) for name in sorted(params)))
         if key not in self._graphs:
             traced = trace_graph(
                 lambda *xs: self.body(*xs, **params),
@@ -112,6 +115,8 @@ class custom_vjp:
         static = {i: a for i, a in enumerate(args) if i in self.nondiff_argnums}
         moving = tree.map(asarray, tuple(a for i, a in enumerate(args) if i not in static))
         leaves, treedef = tree.flatten(moving)
+        if not leaves:
+            return self.f(*args)
         call = _UserFunctions(name, self.f, self.forward, self.backward, static, treedef)
         out = bind(
             _custom_call(name, call.value, call.value_and_residuals, call.cotangents), *leaves
@@ -230,21 +235,29 @@ def _custom_call(
 def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     """`f`, but reverse mode keeps its arguments only and runs it a second time for the derivative.
 
-    `f` is traced into a graph, so it may not branch on the values of its arguments; it may close
-    over anything.
+    `f` is traced into a graph, so it may not branch on the values of tensors. Arguments that are
+    neither tensors nor arrays (flags, numbers, strings) reach it as they are, and it may close over
+    anything.
     """
 
     @functools.wraps(f)
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        leaves, treedef = tree.flatten(tree.map(asarray, (args, kwargs)))
+        leaves, treedef = tree.flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor | np.ndarray)]
+        tensors = [asarray(leaves[i]) for i in places]
 
         def flat(*xs: Tensor) -> Any:
-            new_args, new_kwargs = tree.unflatten(treedef, xs)
+            filled = list(leaves)
+            for place, x in zip(places, xs, strict=True):
+                filled[place] = x
+            new_args, new_kwargs = tree.unflatten(treedef, filled)
             return f(*new_args, **new_kwargs)
 
         name = getattr(f, "__name__", "f")
-        traced = trace_graph(flat, [x.aval for x in leaves], name=name, what="tl.checkpoint")
-        out = bind(checkpoint_p, *traced.captured, *leaves, graph=traced.graph)
+        traced = trace_graph(flat, [x.aval for x in tensors], name=name, what="tl.checkpoint")
+        inputs = (*traced.captured, *tensors)
+        graph = traced.graph
+        out = bind(checkpoint_p, *inputs, graph=graph) if inputs else graph.run()
         return tree.unflatten(traced.out_def, out)
 
     return checkpointed

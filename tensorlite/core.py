@@ -54,13 +54,13 @@ class Tensor:
     attached by `tensorlite.ops.methods`.
     """
 
-    __slots__ = ("__weakref__", "_data", "device")
+    __slots__ = ("__weakref__", "data", "device")
     trace: Trace | None = None  # tracers set it; None means concrete
     weak = False  # a Python scalar that jit traces: it takes the dtype of what it meets
     __array_ufunc__ = None  # so that `ndarray + tensor` reaches Tensor.__radd__
 
     def __init__(self, data: Any, device: Any):
-        self._data = data
+        self.data = data
         self.device = device
 
     if TYPE_CHECKING:  # attached by tensorlite.ops.methods
@@ -122,18 +122,6 @@ class Tensor:
         def squeeze(self, axis: Any = None, **options: Any) -> Tensor: ...
 
     @property
-    def data(self) -> Any:
-        """The device's own buffer. Raises `RuntimeError` when it was donated to a jitted call."""
-        data = self._data
-        if data is None:
-            raise RuntimeError(
-                "this tensor was donated to a jitted function (donate_argnums) and its memory is "
-                "gone; "
-                "use the function's result instead, or do not donate it"
-            )
-        return data
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
 
@@ -160,7 +148,7 @@ class Tensor:
 
     def delete(self) -> None:
         """Give the buffer back now. Later uses of this tensor raise `RuntimeError`."""
-        self._data = None
+        self.data = _GONE
 
     def numpy(self) -> np.ndarray:
         """A read-only NumPy array of the values, without a copy where the device shares memory with
@@ -237,6 +225,20 @@ class Tensor:
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else str(self)
+
+
+class _Gone:
+    """The buffer of a tensor that was donated: whatever is asked of it is an error, and asking a
+    real buffer costs nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(
+            "this tensor was donated to a jitted function (donate_argnums) and its memory is gone; "
+            "use the function's result instead, or do not donate it"
+        )
+
+
+_GONE = _Gone()
 
 
 class Tracer(Tensor):
@@ -336,11 +338,38 @@ class Primitive:
     def __call__(self, *args: Tensor, **params: Any) -> Any:
         return bind(self, *args, **params)
 
+    def __reduce__(self) -> Any:
+        """A registered primitive is pickled as its name: there is one of it in each process."""
+        if primitives.get(self.name) is self:
+            return _primitive_named, (self.name,)
+        return super().__reduce__()
+
     def __repr__(self) -> str:
         return self.name
 
 
 primitives: dict[str, Primitive] = {}  # every primitive by name: tests and backends walk it
+
+
+def _primitive_named(name: str) -> Primitive:
+    if name not in primitives:
+        raise LookupError(
+            f"there is no primitive {name!r} in this process; import the module that makes it "
+            "before unpickling"
+        )
+    return primitives[name]
+
+
+def exactly(value: Any) -> Any:
+    """A key that is equal only for values that compute alike: `1 == True == 1.0` and `0.0 == -0.0`
+    do not count as equal here, inside tuples neither."""
+    if isinstance(value, tuple):
+        return type(value), tuple(map(exactly, value))
+    if isinstance(value, frozenset):
+        return type(value), frozenset(map(exactly, value))
+    if isinstance(value, float):
+        return type(value), math.copysign(1.0, value), value
+    return type(value), value
 
 
 class Trace:
@@ -416,4 +445,13 @@ def leaked(trace: Trace, prim: Primitive | None = None) -> TracerError:
         "through a global, an attribute or a closure. Return it from the function instead (a "
         "module that updates itself, "
         "such as BatchNorm, is returned by the loss: `return loss, model` with has_aux=True)"
+    )
+
+
+def captured(trace: Trace, prim: Primitive) -> TypeError:
+    """The error for a function with rules of its own that closes over what `trace` traces, which
+    its rules cannot see."""
+    return TypeError(
+        f"{prim.name}: the function closes over a value that {trace} traces; "
+        "pass it as an argument instead"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -46,15 +47,14 @@ class Backend(Protocol):
 class Device:
     """One device, such as `cpu`. Devices are singletons; `device == "cpu"` compares the name."""
 
-    __slots__ = ("backend", "description", "name")
+    __slots__ = ("backend", "description", "name", "run")
 
     def __init__(self, name: str, backend: Backend, description: str = ""):
         self.name = name
         self.backend = backend
         self.description = description
-
-    def run(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
-        return self.backend.run(self, prim, args, params)
+        # run(prim, args, params) is the backend's, without a Python frame in between.
+        self.run = functools.partial(backend.run, self)
 
     def from_numpy(self, array: np.ndarray) -> Any:
         return self.backend.from_numpy(array, self)
@@ -151,17 +151,22 @@ class default_device(contextlib.ContextDecorator):
 
     def __init__(self, device: str | Device):
         self.device = get_device(device)
+        self._tokens: list[contextvars.Token[Device | None]] = []
+
+    def _recreate_cm(self) -> default_device:
+        """A decorated function may call itself: each call has a block of its own."""
+        return default_device(self.device)
 
     @staticmethod
     def current() -> Device:
         return _default.get() or get_device("cpu")
 
     def __enter__(self) -> Device:
-        self._token = _default.set(self.device)
+        self._tokens.append(_default.set(self.device))
         return self.device
 
     def __exit__(self, *exc: Any) -> None:
-        _default.reset(self._token)
+        _default.reset(self._tokens.pop())
 
 
 def current_device() -> Device:

@@ -3,7 +3,7 @@
 A dtype is a NumPy dtype; bfloat16 comes from ml_dtypes. Promotion follows the Python array API
 standard within a kind; across kinds the result stays in the "higher" kind without widening (int64
 with float32 gives float32), as in JAX and PyTorch. A Python scalar takes the dtype of the tensor it
-meets.
+meets; so does `numpy.float64`, which is a Python float, and which `np.sqrt(2)` gives.
 """
 
 from __future__ import annotations
@@ -107,18 +107,13 @@ def promote(a: DType, b: DType) -> DType:
 
 def of_python_scalar(value: bool | int | float, partner: DType | None = None) -> DType:
     """The dtype that a Python scalar takes beside a tensor of dtype `partner` (None: alone)."""
-    kind = (
-        bool_
-        if isinstance(value, bool)
-        else default_int
-        if isinstance(value, int)
-        else default_float
-    )
-    if partner is None:
-        return kind
-    if kind == bool_ or (kind == default_int and partner != bool_) or partner in FLOATS:
+    if partner in FLOATS:
         return partner
-    return kind
+    if isinstance(value, bool):
+        return bool_ if partner is None else partner
+    if isinstance(value, int):
+        return default_int if partner is None or partner == bool_ else partner
+    return default_float
 
 
 def result_type(*values: Any) -> DType:
@@ -146,7 +141,7 @@ def result_type(*values: Any) -> DType:
 def _is_weak(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.weak
-    return isinstance(value, bool | int | float) and not isinstance(value, np.generic)
+    return isinstance(value, bool | int | float)
 
 
 def of_weak(dtype: DType, partner: DType | None) -> DType:

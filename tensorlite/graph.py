@@ -104,6 +104,10 @@ class GraphTracer(Tracer):
         self.aval = variable.aval  # type: ignore[misc]
         self.weak = weak
 
+    def as_weak(self, weak: bool) -> GraphTracer:
+        """The same value, which stands for a Python scalar or does not."""
+        return GraphTracer(self.trace, self.variable, weak)  # type: ignore[arg-type]
+
     @property
     def device(self) -> Any:
         return self.trace.device  # type: ignore[union-attr]
@@ -184,10 +188,22 @@ def trace_graph(
         variables = [Var(aval) for aval in avals]
         out = f(*[GraphTracer(trace, v, w) for v, w in zip(variables, weak, strict=True)])
         leaves, out_def = tree.flatten(out)
-        outputs = [trace.atom(asarray(leaf)) for leaf in leaves]
+        outputs = [trace.atom(_result(leaf, out, i, trace)) for i, leaf in enumerate(leaves)]
     captured = tuple(x for x, _ in trace.captured.values())
     lifted = [var for _, var in trace.captured.values()]
     return Traced(Graph([*lifted, *variables], trace.equations, outputs, name), captured, out_def)
+
+
+def _result(leaf: Any, out: Any, index: int, trace: Trace) -> Tensor:
+    try:
+        return asarray(leaf)
+    except TypeError:
+        path = tree.paths(out)[index]
+        raise TypeError(
+            f"{trace}: the function returned a {type(leaf).__name__}"
+            + (f" at {path!r}" if path else "")
+            + "; it may return tensors, arrays, numbers, None and containers of these"
+        ) from None
 
 
 def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
@@ -196,15 +212,15 @@ def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
 
     def traced(*args: Any, **kwargs: Any) -> Graph:
         leaves, treedef = tree.flatten((args, kwargs))
-        leaves = [asarray(leaf) for leaf in leaves]
+        weak = [isinstance(leaf, bool | int | float) for leaf in leaves]
+        avals = [asarray(leaf).aval for leaf in leaves]
 
         def flat(*flat_args: Tensor) -> Any:
             new_args, new_kwargs = tree.unflatten(treedef, flat_args)
             return f(*new_args, **new_kwargs)
 
         name = getattr(f, "__name__", type(f).__name__)
-        result = trace_graph(flat, [leaf.aval for leaf in leaves], name=name, what="tl.make_graph")
-        return result.graph
+        return trace_graph(flat, avals, name=name, what="tl.make_graph", weak=weak).graph
 
     return traced
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from . import dtypes, tree
 from .autodiff import flat_vjp
-from .core import Aval, Primitive, Tensor, bind, tracing_graph
+from .core import Aval, Primitive, Tensor, bind, exactly, tracing_graph
 from .device import Device, current_device
 from .graph import Atom, Equation, Graph, Traced, Var, trace_graph
 from .ops.creation import asarray, zeros_like
@@ -146,29 +146,36 @@ class Jitted:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        donated = self._donated(args) if self.donate_argnums else ()
         static, moving = self._split_static(args)
         leaves, treedef = tree.flatten((moving, kwargs))
-        weak = ()
+        signature: list[Any] = [treedef, static]
+        weak: list[int] = []  # where a Python scalar is, whose dtype yields to that of a tensor
+        device = None
         for i, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor):
-                if isinstance(leaf, bool | int | float):
-                    weak += (i,)  # type: ignore[assignment]
-                leaves[i] = self._as_tensor(leaf, i, args, kwargs)
-            elif leaf.weak:
-                weak += (i,)  # type: ignore[assignment]
-        device = next((x.device for x in leaves if x.shape), None) or (
-            leaves[0].device if leaves else current_device()
-        )
-        key = (treedef, static, weak, device, *[leaf.aval for leaf in leaves])
+            if type(leaf) is not Tensor:
+                if leaf.weak if isinstance(leaf, Tensor) else isinstance(leaf, bool | int | float):
+                    weak.append(i)
+                if not isinstance(leaf, Tensor):
+                    leaf = leaves[i] = self._as_tensor(leaf, i, args, kwargs)
+            shape = leaf.shape
+            if device is None and shape:
+                device = leaf.device
+            signature += shape, leaf.dtype
+        if device is None:
+            device = leaves[0].device if leaves else current_device()
+        key = (*signature, *weak, device)
         traced = self._cache.get(key)
         if traced is None:
-            traced = self._trace(key, static, treedef, leaves, weak, device, len(args))
+            traced = self._trace(key, args, treedef, leaves, weak, device)
         else:
             self._hits += 1
-        where = {} if leaves or traced.captured else {"device": device}
-        out = bind(call_p, *traced.captured, *leaves, graph=traced.graph, **where)
-        if self.donate_argnums:
-            self._donate(args)
+        if leaves or traced.captured:
+            out = bind(call_p, *traced.captured, *leaves, graph=traced.graph)
+        else:
+            out = bind(call_p, graph=traced.graph, device=device)
+        for tensor in donated:
+            tensor.delete()
         return tree.unflatten(traced.out_def, out)
 
     def cache_info(self) -> CacheInfo:
@@ -179,21 +186,29 @@ class Jitted:
         """Forget all traces."""
         self._cache.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles carry the function, not its traces."""
+        return {**self.__dict__, "_cache": {}, "_traces": 0, "_hits": 0}
+
+    def _static_positions(self, count: int) -> list[int]:
+        return sorted({p % count for p in self.static_argnums if -count <= p < count})
+
     def _split_static(self, args: tuple[Any, ...]) -> tuple[Any, Sequence[Any]]:
+        """A key for the static arguments, and the other ones."""
         if not self.static_argnums:
             return (), args
-        positions = {p % len(args) for p in self.static_argnums if -len(args) <= p < len(args)}
-        static = tuple((p, type(args[p]), args[p]) for p in sorted(positions))
-        for position, kind, value in static:
+        positions = self._static_positions(len(args))
+        for position in positions:
             try:
-                hash(value)
+                hash(args[position])
             except TypeError as error:
                 raise TypeError(
-                    f"jit: static argument {position} of {self._name} is a {kind.__name__}, which "
-                    f"is not hashable ({error}); "
+                    f"jit: static argument {position} of {self._name} is a "
+                    f"{type(args[position]).__name__}, which is not hashable ({error}); "
                     "pass a tuple instead of a list, or make it an ordinary argument"
                 ) from None
-        return static, [a for i, a in enumerate(args) if i not in positions]
+        key = tuple((position, exactly(args[position])) for position in positions)
+        return key, [a for i, a in enumerate(args) if i not in positions]
 
     def _as_tensor(
         self, leaf: Any, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -201,8 +216,9 @@ class Jitted:
         try:
             return asarray(leaf)
         except TypeError:
-            _, moving = self._split_static(args)
-            path = tree.paths((moving, kwargs))[index].split(".", 1)[1]
+            static = self._static_positions(len(args))
+            kept = [None if i in static else a for i, a in enumerate(args)]
+            path = tree.paths((kept, kwargs))[index].split(".", 1)[1]
             raise TypeError(
                 f"jit: argument {path!r} of {self._name} is a {type(leaf).__name__}, not a "
                 "tensor, array or number; "
@@ -212,14 +228,15 @@ class Jitted:
     def _trace(
         self,
         key: Any,
-        static: tuple[tuple[int, type, Any], ...],
+        args: tuple[Any, ...],
         treedef: tree.TreeDef,
         leaves: list[Tensor],
-        weak: tuple[int, ...],
+        weak: list[int],
         device: Device,
-        count: int,
     ) -> Traced:
-        fixed = {position: value for position, _, value in static}
+        static = self._static_positions(len(args))
+        fixed = {position: args[position] for position in static}
+        count = len(args)
 
         def flat(*xs: Tensor) -> Any:
             moving, kwargs = tree.unflatten(treedef, xs)
@@ -232,19 +249,24 @@ class Jitted:
         flags = [i in weak for i in range(len(leaves))]
         traced = trace_graph(flat, avals, device=device, name=self._name, weak=flags)
         self._traces += 1
-        if (
-            not traced.captured
-        ):  # a graph that closes over an outer trace's values is good for this call only
+        # A graph that closes over values of an outer transform is good for this call only.
+        if not traced.captured:
             self._cache[key] = traced
         return traced
 
-    def _donate(self, args: tuple[Any, ...]) -> None:
-        if tracing_graph() is not None:
-            return
+    def _donated(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """The tensors to delete after the call; none while something traces, since they are used
+        again."""
         for position in self.donate_argnums:
-            for leaf in tree.leaves(args[position]):
-                if type(leaf) is Tensor:
-                    leaf.delete()
+            if not -len(args) <= position < len(args):
+                raise ValueError(
+                    f"jit: donate_argnums={self.donate_argnums}, but {self._name} was called with "
+                    f"{len(args)} positional arguments"
+                )
+        if tracing_graph() is not None:
+            return []
+        given = [leaf for p in self.donate_argnums for leaf in tree.leaves(args[p])]
+        return [leaf for leaf in given if type(leaf) is Tensor]
 
     @property
     def _name(self) -> str:

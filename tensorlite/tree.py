@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ TreeDef = optree.PyTreeSpec
 
 _NAMESPACE = "tensorlite"
 _plain_leaves: set[type] = {int, float, bool, str}  # types known not to be dataclasses
+_dataclasses: set[type] = set()  # those that are registered
+_registering = threading.Lock()
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], TreeDef]:
@@ -97,12 +100,19 @@ def _register_dataclass(cls: type) -> bool:
     if not dataclasses.is_dataclass(cls):
         _plain_leaves.add(cls)
         return False
-    names = tuple(field.name for field in dataclasses.fields(cls) if field.init)
+    names = tuple(field.name for field in dataclasses.fields(cls))
 
     def rebuild(_: Hashable, children: Iterable[Any]) -> Any:
-        return cls(**dict(zip(names, children, strict=True)))
+        # Not through __init__, which may check or change what here may be traced or no tensor yet.
+        obj = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(obj, name, child)
+        return obj
 
-    register(cls, lambda obj: ([getattr(obj, n) for n in names], None, names), rebuild)
+    with _registering:
+        if cls not in _dataclasses:
+            register(cls, lambda obj: ([getattr(obj, n) for n in names], None, names), rebuild)
+            _dataclasses.add(cls)
     return True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import tree
-from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, new_trace
+from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, captured, new_trace
 from .ops.creation import asarray
 from .ops.shape import broadcast_to, moveaxis
 
@@ -32,10 +32,6 @@ class BatchTracer(Tracer):
     @property
     def device(self) -> Any:
         return self.value.device
-
-    @property
-    def weak(self) -> bool:  # type: ignore[override]
-        return self.value.weak
 
     def concrete(self, wanted: str) -> Tensor:
         raise TracerError(
@@ -64,6 +60,9 @@ class BatchTrace(Trace):
         else:
             raise NotImplementedError(f"{prim.name} has no batching rule")
         if isinstance(out, tuple):
+            for o in out:
+                if o.trace is self:
+                    raise captured(self, prim)
             return tuple(BatchTracer(self, o) for o in out)
         return BatchTracer(self, out)
 
@@ -76,8 +75,9 @@ def vmap(
     Args:
         f: a function of pytrees for one example.
         in_axes: which axis of each argument is the batch, None for an argument shared by all
-            examples: an int or None for all positional arguments, or a tuple with one entry each,
-            which may be a pytree prefix of that argument. Keyword arguments are mapped over axis 0.
+            examples, which reaches `f` as it is and need not be a tensor: an int or None for all
+            positional arguments, or a tuple with one entry each, which may be a pytree prefix of
+            that argument. Keyword arguments are mapped over axis 0.
         out_axes: where the batch goes in each result, a pytree prefix; None where a result does not
             depend on the batch.
         axis_size: the batch size; needed only when nothing is mapped.
@@ -93,11 +93,13 @@ def vmap(
             raise ValueError(
                 f"vmap: in_axes has {len(axes)} entries for {len(args)} positional arguments"
             )
-        arguments = (tree.map(asarray, args), tree.map(asarray, kwargs))
-        leaves, treedef = tree.flatten(arguments)
-        flat_axes = tree.broadcast_prefix(axes, arguments[0], "vmap: in_axes")
-        flat_axes += [0] * len(tree.leaves(arguments[1]))
-        size = _batch_size(leaves, flat_axes, axis_size)
+        leaves, treedef = tree.flatten((args, kwargs))
+        flat_axes = tree.broadcast_prefix((axes, 0), (args, kwargs), "vmap: in_axes")
+        leaves = [
+            leaf if axis is None else asarray(leaf)
+            for leaf, axis in zip(leaves, flat_axes, strict=True)
+        ]
+        size = _batch_size(leaves, flat_axes, (args, kwargs), axis_size)
         with new_trace(BatchTrace, size) as trace:
             wrapped = [
                 leaf if axis is None else BatchTracer(trace, _move_axis(leaf, axis, 0))
@@ -113,28 +115,35 @@ def vmap(
     return batched
 
 
-def _batch_size(leaves: list[Tensor], axes: list[int | None], axis_size: int | None) -> int:
-    sizes = {} if axis_size is None else {axis_size: "axis_size"}
+def _batch_size(
+    leaves: list[Any], axes: list[int | None], arguments: Any, axis_size: int | None
+) -> int:
+    def name(number: int) -> str:
+        return f"argument {tree.paths(arguments)[number].partition('.')[2]!r}"
+
+    first: dict[int, int] = {}  # the first leaf that has this batch size
     for number, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)):
-        if axis is None:
-            continue
-        if not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(
-                f"vmap: leaf {number} of the arguments has shape {leaf.shape} and no axis {axis}"
-            )
-        sizes.setdefault(
-            leaf.shape[axis], f"leaf {number} of the arguments, of shape {leaf.shape}, axis {axis}"
-        )
-    if not sizes:
+        if axis is not None:
+            _check_axis("in_axes", axis, leaf.shape, functools.partial(name, number))
+            first.setdefault(leaf.shape[axis], number)
+    known = set(first) if axis_size is None else {*first, axis_size}
+    if len(known) == 1:
+        return known.pop()
+    if not known:
         raise ValueError(
             "vmap: nothing is mapped; give an argument an axis in in_axes, or pass axis_size"
         )
-    if len(sizes) > 1:
-        raise ValueError(
-            "vmap: batch sizes disagree: "
-            + "; ".join(f"{size} by {where}" for size, where in sizes.items())
-        )
-    return next(iter(sizes))
+    found = [f"{size} by {name(i)} of shape {leaves[i].shape}" for size, i in first.items()]
+    if axis_size is not None:
+        found.append(f"{axis_size} by axis_size")
+    raise ValueError("vmap: batch sizes disagree: " + "; ".join(found))
+
+
+def _check_axis(option: str, axis: Any, shape: tuple[int, ...], of: Callable[[], str]) -> None:
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise TypeError(f"vmap: {option} holds ints and None, got {axis!r}")
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"vmap: {option} is {axis}, but {of()} has shape {shape} and no such axis")
 
 
 def _unbatch(out: Any, axis: int | None, trace: BatchTrace) -> Tensor:
@@ -145,10 +154,13 @@ def _unbatch(out: Any, axis: int | None, trace: BatchTrace) -> Tensor:
             raise ValueError(
                 f"vmap: out_axes is None for a result of {out.aval} that depends on the batch"
             )
-        return _move_axis(out.value, 0, axis)
-    if axis is None:
+        whole = out.value
+    elif axis is None:
         return out
-    return _move_axis(broadcast_to(out, (trace.size, *out.shape)), 0, axis)
+    else:
+        whole = broadcast_to(out, (trace.size, *out.shape))
+    _check_axis("out_axes", axis, whole.shape, lambda: "a result with its batch")
+    return _move_axis(whole, 0, axis)
 
 
 def _move_axis(x: Tensor, source: int, destination: int) -> Tensor:

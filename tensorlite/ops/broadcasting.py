@@ -11,8 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
 from .creation import asarray, cast, constant
@@ -77,7 +75,7 @@ def elementwise(
     Args:
         vjp: (ans, *args) -> the pull of each argument (bare for one argument); None: no derivative.
         kinds: the dtypes it takes. An operation of floats alone converts integers to the default
-            float first.
+            float first, one that takes integers converts booleans to the default integer.
         result: the dtype of the result where it is not that of the arguments.
     """
     prim = Elementwise(name, numpy, scalar, kinds, result, vjp is not None)
@@ -85,7 +83,6 @@ def elementwise(
     if vjp is not None:
         prim.vjp_rule = with_sums(vjp)
     prim.batch_rule = functools.partial(batch_elementwise, prim)
-    floats_only = kinds == FLOAT
 
     def unary(x: Any, /) -> Tensor:
         x = x if isinstance(x, Tensor) else asarray(x)
@@ -94,14 +91,15 @@ def elementwise(
         return bind(prim, x)
 
     def binary(x1: Any, x2: Any, /) -> Tensor:
-        x1, x2 = meet(x1, x2)
-        if floats_only and x1.dtype not in FLOAT:
+        x1, x2 = meet(x1, x2, name)
+        if x1.dtype not in kinds:
             x1, x2 = _convert(name, x1, kinds), _convert(name, x2, kinds)
         return bind(prim, x1, x2)
 
     function: Any = unary if arity == 1 else binary
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc or f"{name}, elementwise" + (" with broadcasting." if arity > 1 else ".")
+    function.__module__ = scalar.__module__  # where pickle finds it
     function.prim = prim
     return function
 
@@ -116,29 +114,22 @@ def _convert(name: str, x: Tensor, kinds: frozenset[Any]) -> Tensor:
     raise TypeError(f"{name}: does not take dtype {x.dtype}")
 
 
-def meet(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+def meet(x: Any, y: Any, op: str = "operator") -> tuple[Tensor, Tensor]:
     """Two operands at their common dtype; a Python scalar takes that of the other operand."""
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
-        if x.dtype == y.dtype:
-            return x, y
-        dtype = dtypes.result_type(x, y)
-        return cast(x, dtype), cast(y, dtype)
-    if isinstance(x, Tensor) and isinstance(y, bool | int | float):
-        dtype = dtypes.of_python_scalar(y, x.dtype)
-        return cast(x, dtype), _scalar(y, dtype, x)
-    if isinstance(y, Tensor) and isinstance(x, bool | int | float):
+    if isinstance(x, Tensor):
+        if isinstance(y, Tensor):
+            if x.dtype == y.dtype:
+                return x, y
+            dtype = dtypes.result_type(x, y)
+            return cast(x, dtype), cast(y, dtype)
+        if isinstance(y, bool | int | float):
+            own = x.dtype
+            dtype = dtypes.of_python_scalar(y, own)
+            return x if dtype is own else cast(x, dtype), constant(y, dtype, x, op)
+    elif isinstance(y, Tensor) and isinstance(x, bool | int | float):
         dtype = dtypes.of_python_scalar(x, y.dtype)
-        return _scalar(x, dtype, y), cast(y, dtype)
-    return meet(asarray(x), asarray(y))
-
-
-def _scalar(value: Any, dtype: np.dtype, like: Tensor) -> Tensor:
-    try:
-        return constant(value, dtype, like.device)
-    except OverflowError:
-        raise OverflowError(
-            f"the Python integer {value} does not fit {dtype}, the dtype of the other operand"
-        ) from None
+        return constant(x, dtype, y, op), cast(y, dtype)
+    return meet(asarray(x), asarray(y), op)
 
 
 # ---- the rules that all of them share ------------------------------------------------------------
@@ -149,9 +140,11 @@ def with_sums(vjp: Line) -> Line:
 
     def rule(ans: Tensor, *args: Tensor) -> Any:
         pulls = vjp(ans, *args)
-        pulls = pulls if isinstance(pulls, tuple) else (pulls,)
+        if not isinstance(pulls, tuple):
+            return pulls  # of one argument, whose shape is that of the answer
+        shape = ans.shape
         return tuple(
-            pull if pull is None or arg.shape == ans.shape else _summed(pull, arg.shape)
+            pull if pull is None or arg.shape == shape else _summed(pull, arg.shape)
             for pull, arg in zip(pulls, args, strict=True)
         )
 

@@ -102,12 +102,18 @@ def asarray(
     Args:
         dtype: wanted dtype. Default: that of `obj`; Python floats become float32, ints int64.
         device: where to put it. Default: where `obj` is if it is a tensor, else the default device.
-        copy: True always copies, False never (ValueError where a copy is needed), None copies NumPy
-            arrays that could still be written to, since tensors are immutable.
+        copy: True always copies, False never (ValueError where a copy is needed), None copies
+            memory that could still be written to, since tensors are immutable.
+
+    Raises:
+        TypeError: `obj` is no array of a supported dtype.
+        ValueError: nested lists are ragged, or copy=False and a copy is needed.
+        OverflowError: a Python integer does not fit `dtype`.
     """
     target = None if device is None else get_device(device)
     if isinstance(obj, Tensor):
-        result = obj if dtype is None else cast(obj, dtypes.canonical(dtype))
+        result: Any = obj.as_weak(False) if obj.weak else obj  # type: ignore[attr-defined]
+        result = result if dtype is None else cast(result, dtypes.canonical(dtype))
         if target is not None and result.device is not target:
             result = bind(transfer_p, result, device=target)
         if copy is False and result is not obj:
@@ -115,47 +121,61 @@ def asarray(
         if copy and result is obj and not isinstance(obj, Tracer):
             result = Tensor(obj.device.from_numpy(np.array(obj.numpy())), obj.device)
         return result
-    if isinstance(obj, list | tuple) and _holds_tensors(obj):
+    if isinstance(obj, list | tuple) and _holds(obj, Tensor):
         from .shape import stack  # nested lists of tensors stay differentiable
 
         return asarray(stack([asarray(item) for item in obj]), dtype=dtype, device=device)
-    array = _to_numpy(obj, None if dtype is None else dtypes.canonical(dtype))
-    shared = array is obj and array.flags.writeable
-    if copy is False and array is not obj:
+    array, shared = _to_numpy(obj, None if dtype is None else dtypes.canonical(dtype))
+    if copy is False and not shared:
         raise ValueError(f"asarray: copy=False, but {type(obj).__name__} must be copied")
-    if copy or (copy is None and shared):
+    if shared and (copy or (copy is None and _can_change(array))):
         array = array.copy()
     home = target or current_device()
     return Tensor(home.from_numpy(array), home)
 
 
-def _to_numpy(obj: Any, dtype: np.dtype | None) -> np.ndarray:
-    if isinstance(obj, np.ndarray | np.generic):
-        source = dtypes.canonical(obj.dtype)
-        return (
-            obj
-            if isinstance(obj, np.ndarray) and dtype in (None, source)
-            else np.asarray(obj, dtype)
-        )
-    if isinstance(obj, bool | int | float):
-        wanted = dtype or dtypes.of_python_scalar(obj)
-        try:
-            return np.asarray(obj, wanted)
-        except OverflowError:
-            raise OverflowError(f"asarray: {obj} does not fit {wanted}") from None
-    array = np.asarray(obj)
-    if array.dtype == np.float64 and not hasattr(obj, "__array__"):
-        array = array.astype(dtype or dtypes.default_float)
-    if array.dtype not in dtypes.ALL:
-        raise TypeError(
-            f"asarray: cannot make a tensor of {type(obj).__name__} with dtype {array.dtype}"
-        )
-    return array.astype(dtype) if dtype is not None else array
+def _to_numpy(obj: Any, dtype: np.dtype | None) -> tuple[np.ndarray, bool]:
+    """The values of `obj` as an array, and whether it may share memory with `obj`."""
+    if type(obj) in (bool, int, float):
+        return constant_array(obj, dtype or dtypes.of_python_scalar(obj), "asarray"), False
+    nested = isinstance(obj, list | tuple)
+    try:
+        array = np.asarray(obj)
+        source = array.dtype.newbyteorder("=")
+        if nested and source == np.float64 and not _holds(obj, np.ndarray | np.generic):
+            source = dtypes.default_float
+        if source not in dtypes.ALL:
+            raise TypeError(
+                f"asarray: cannot make a tensor of {type(obj).__name__} with dtype {array.dtype}"
+            )
+        if nested and source in dtypes.INTEGERS and dtype is not None:
+            result = np.asarray(obj, dtype)  # refuses Python integers that do not fit
+        else:
+            with np.errstate(all="ignore"):
+                result = array.astype(dtype or source, copy=False)
+    except OverflowError as error:
+        raise OverflowError(f"asarray: {error}") from None
+    except ValueError as error:
+        raise ValueError(
+            f"asarray: cannot make a tensor of {type(obj).__name__}: {error}"
+        ) from None
+    return result, result is array and not nested and not isinstance(obj, np.generic)
 
 
-def _holds_tensors(obj: Any) -> bool:
+def _can_change(array: np.ndarray) -> bool:
+    """Whether somebody could still write to this memory: a read-only view keeps nobody from writing
+    to what it is a view of."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return True
+        owner = owner.base
+    return isinstance(owner, memoryview) and not owner.readonly
+
+
+def _holds(obj: Any, kinds: Any) -> bool:
     return any(
-        isinstance(x, Tensor) or (isinstance(x, list | tuple) and _holds_tensors(x)) for x in obj
+        isinstance(x, kinds) or (isinstance(x, list | tuple) and _holds(x, kinds)) for x in obj
     )
 
 
@@ -166,8 +186,17 @@ def full(
     dtype: Any = None,
     device: str | Device | None = None,
 ) -> Tensor:
-    """A tensor of `shape` filled with one value; the dtype defaults to that of the value."""
+    """A tensor of `shape` filled with one number; the dtype defaults to that of the number."""
+    if isinstance(fill_value, np.generic):
+        dtype, fill_value = fill_value.dtype if dtype is None else dtype, fill_value.item()
+    if not isinstance(fill_value, bool | int | float):
+        raise TypeError(
+            f"full: fill_value is a number, got {type(fill_value).__name__}; "
+            "for a tensor use tl.broadcast_to"
+        )
     wanted = dtypes.of_python_scalar(fill_value) if dtype is None else dtypes.canonical(dtype)
+    if isinstance(fill_value, int):
+        constant_array(fill_value, wanted, "full")  # raises if it does not fit
     return bind(
         full_p, shape=as_shape(shape), dtype=wanted, value=fill_value, device=_place(device)
     )
@@ -175,12 +204,12 @@ def full(
 
 def zeros(shape: int | Shape, *, dtype: Any = None, device: str | Device | None = None) -> Tensor:
     """A tensor of zeros, float32 by default."""
-    return full(shape, 0, dtype=dtype or dtypes.default_float, device=device)
+    return full(shape, 0, dtype=dtypes.default_float if dtype is None else dtype, device=device)
 
 
 def ones(shape: int | Shape, *, dtype: Any = None, device: str | Device | None = None) -> Tensor:
     """A tensor of ones, float32 by default."""
-    return full(shape, 1, dtype=dtype or dtypes.default_float, device=device)
+    return full(shape, 1, dtype=dtypes.default_float if dtype is None else dtype, device=device)
 
 
 def empty(shape: int | Shape, *, dtype: Any = None, device: str | Device | None = None) -> Tensor:
@@ -197,7 +226,12 @@ def full_like(
     device: str | Device | None = None,
 ) -> Tensor:
     """A tensor shaped like `x`, filled with one value."""
-    return full(x.shape, fill_value, dtype=dtype or x.dtype, device=device or x.device)
+    return full(
+        x.shape,
+        fill_value,
+        dtype=x.dtype if dtype is None else dtype,
+        device=x.device if device is None else device,
+    )
 
 
 def zeros_like(x: Tensor, /, *, dtype: Any = None, device: str | Device | None = None) -> Tensor:
@@ -227,7 +261,9 @@ def arange(
     """Evenly spaced values in [start, stop); int64 if all three are integers, else float32."""
     if stop is None:
         start, stop = 0, start
-    integral = all(isinstance(v, int) for v in (start, stop, step))
+    if step == 0:
+        raise ValueError("arange: step is 0; it must be positive or negative")
+    integral = all(isinstance(v, int | np.integer) for v in (start, stop, step))
     wanted = (
         dtypes.canonical(dtype)
         if dtype is not None
@@ -273,9 +309,27 @@ def iota(shape: Shape, axis: int, dtype: np.dtype = dtypes.default_int) -> Tenso
     return bind(iota_p, shape=shape, dtype=dtype, axis=axis % len(shape), device=current_device())
 
 
-def constant(value: Any, dtype: np.dtype, device: Device) -> Tensor:
-    """A 0-d constant, as operators make of a Python scalar."""
-    return Tensor(device.from_numpy(np.asarray(value, dtype)), device)
+def constant(value: bool | int | float, dtype: np.dtype, like: Tensor, op: str) -> Tensor:
+    """A 0-d constant beside `like`, as operators make of a Python scalar."""
+    device = like.device
+    return Tensor(device.from_numpy(constant_array(value, dtype, op)), device)
+
+
+def constant_array(value: bool | int | float, dtype: np.dtype, op: str) -> np.ndarray:
+    """`value` as a 0-d array; floats that are too large for `dtype` become infinite.
+
+    Raises:
+        OverflowError: an integer does not fit `dtype`.
+    """
+    try:
+        if -60000 < value < 60000:  # fits every float, so NumPy has nothing to warn of
+            return np.asarray(value, dtype)
+        with np.errstate(all="ignore"):
+            return np.asarray(value, dtype)
+    except OverflowError:
+        raise OverflowError(
+            f"{op}: the number {value} does not fit {dtype}; use another dtype"
+        ) from None
 
 
 def as_shape(shape: int | Shape) -> Shape:

@@ -115,7 +115,7 @@ minimum = elementwise(
     doc="The smaller of two, elementwise; NaN if either is. Where they are equal each gets half "
     "of the gradient.",
 )
-floor_divide = elementwise(
+floor_divide: Operation = elementwise(
     "floor_divide",
     special.floor_divide,
     scalar=lambda k, x, y: k.floor_divide(x, y),
@@ -125,7 +125,7 @@ remainder = elementwise(
     "remainder",
     special.remainder,
     scalar=lambda k, x, y: k.remainder(x, y),
-    vjp=lambda z, x, y: (lambda g: g, lambda g: -g * floor(x / y)),
+    vjp=lambda z, x, y: (lambda g: g, lambda g: -g * floor_divide(x, y)),
     doc="x1 - floor(x1 / x2) * x2, elementwise: the sign is that of x2.",
 )
 pow = elementwise(
@@ -191,7 +191,9 @@ log10 = elementwise(
 logaddexp = elementwise(
     "logaddexp",
     special.logaddexp,
-    scalar=lambda k, x, y: k.max(x, y) + k.log1p(k.exp(-k.abs(x - y))),
+    scalar=lambda k, x, y: k.where(  # equal infinities have no difference
+        x == y, x + math.log(2), k.max(x, y) + k.log1p(k.exp(-k.abs(x - y)))
+    ),
     kinds=FLOAT,
     vjp=lambda z, x, y: (lambda g: g * exp(x - z), lambda g: g * exp(y - z)),
     doc="log(exp(x1) + exp(x2)) without overflow, elementwise.",

@@ -55,7 +55,10 @@ def _(x: Aval, *indices: Aval) -> Aval:
 
 @gather_p.numpy
 def _(x: np.ndarray, *indices: np.ndarray) -> np.ndarray:
-    return x[indices]
+    try:
+        return x[indices]
+    except IndexError as error:
+        raise IndexError(f"gather: {error}") from None
 
 
 @gather_p.vjp
@@ -89,7 +92,7 @@ def _batched_alike(xs: list[Tensor], batched: list[bool]) -> list[Tensor]:
 
 def _example_numbers(index: Tensor) -> Tensor:
     """For a batched index array, the number of the example at each place."""
-    return iota(index.shape, 0, index.dtype)
+    return iota(index.shape, 0)
 
 
 _UFUNCS = {"add": np.add, "multiply": np.multiply, "min": np.minimum, "max": np.maximum}
@@ -109,10 +112,13 @@ def _(base: Aval, updates: Aval, *indices: Aval, mode: str) -> Aval:
 @scatter_p.numpy
 def _(base: np.ndarray, updates: np.ndarray, *indices: np.ndarray, mode: str) -> np.ndarray:
     result = np.array(base)
-    if mode == "set":
-        result[indices] = updates
-    else:
-        _UFUNCS[mode].at(result, indices, updates)
+    try:
+        if mode == "set":
+            result[indices] = updates
+        else:
+            _UFUNCS[mode].at(result, indices, updates)
+    except IndexError as error:
+        raise IndexError(f"scatter: {error}") from None
     return result
 
 
@@ -193,44 +199,59 @@ def _is_int(entry: Any) -> bool:
 def _expand(x: Tensor, index: Any) -> list[Any]:
     """The entries of an index: ints, slices, None and integer tensors, with `...` and boolean masks
     spelt out."""
-    entries: list[Any] = []
-    for entry in index if isinstance(index, tuple) else (index,):
-        if _is_int(entry) or entry is None or isinstance(entry, slice | EllipsisType):
-            entries.append(entry)
-        elif isinstance(entry, Tensor | np.ndarray | list | bool | np.bool_):
-            array = asarray(entry)
-            if isinstance(entry, list) and not array.size:
-                array = cast(array, dtypes.default_int)
-            if array.dtype == dtypes.bool_:
-                entries += _mask_to_indices(x, array, entries)
-            elif array.dtype in dtypes.INTEGERS:
-                entries.append(array)
-            else:
-                raise IndexError(f"an index array holds integers or booleans, got {array.dtype}")
-        else:
-            raise TypeError(
-                f"cannot index a tensor with {entry!r} ({type(entry).__name__}); "
-                "use integers, slices, ..., None, or integer or boolean arrays"
-            )
-    used = sum(e is not None and e is not Ellipsis for e in entries)
+    given = [_entry(e) for e in (index if isinstance(index, tuple) else (index,))]
+    used = sum(_axes_used(e) for e in given)
     if used > x.ndim:
         raise IndexError(f"too many indices: {used} for shape {x.shape}")
-    dots = [i for i, e in enumerate(entries) if e is Ellipsis]
+    dots = [i for i, e in enumerate(given) if e is Ellipsis]
     if len(dots) > 1:
         raise IndexError("an index has at most one ...")
-    at = dots[0] if dots else len(entries)
-    return entries[:at] + [slice(None)] * (x.ndim - used) + entries[at + 1 :]
+    at = dots[0] if dots else len(given)
+    given[at : at + 1] = [slice(None)] * (x.ndim - used)
+    entries: list[Any] = []
+    axis = 0
+    for entry in given:
+        if isinstance(entry, Tensor) and entry.dtype == dtypes.bool_:
+            entries += _mask_to_indices(x, entry, axis)
+        else:
+            entries.append(entry)
+        axis += _axes_used(entry)
+    return entries
 
 
-def _mask_to_indices(x: Tensor, mask: Tensor, before: list[Any]) -> list[Tensor]:
-    axis = sum(e is not None and e is not Ellipsis for e in before)
-    if Ellipsis not in before and mask.shape != x.shape[axis : axis + mask.ndim]:
+def _entry(entry: Any) -> Any:
+    """One entry of an index, its arrays as tensors."""
+    if _is_int(entry) or entry is None or isinstance(entry, slice | EllipsisType):
+        return entry
+    if not isinstance(entry, Tensor | np.ndarray | list | bool | np.bool_):
+        raise TypeError(
+            f"cannot index a tensor with {entry!r} ({type(entry).__name__}); "
+            "use integers, slices, ..., None, or integer or boolean arrays"
+        )
+    array = asarray(entry)
+    if isinstance(entry, list) and not array.size:
+        array = cast(array, dtypes.default_int)
+    if array.dtype not in dtypes.INTEGERS and array.dtype != dtypes.bool_:
+        raise IndexError(f"an index array holds integers or booleans, got {array.dtype}")
+    return array
+
+
+def _axes_used(entry: Any) -> int:
+    if entry is None or entry is Ellipsis:
+        return 0
+    if isinstance(entry, Tensor) and entry.dtype == dtypes.bool_:
+        return max(entry.ndim, 1)
+    return 1
+
+
+def _mask_to_indices(x: Tensor, mask: Tensor, axis: int) -> list[Tensor]:
+    if mask.ndim == 0:
+        raise IndexError("a boolean index without dimensions is not supported; use tl.where")
+    if mask.shape != x.shape[axis : axis + mask.ndim]:
         raise IndexError(
             f"boolean index of shape {mask.shape} does not match shape {x.shape} at axis {axis}"
         )
-    found = np.nonzero(np.atleast_1d(mask.concrete("indexing with a boolean mask").numpy()))
-    if mask.ndim == 0:
-        raise IndexError("a boolean index without dimensions is not supported; use tl.where")
+    found = np.nonzero(mask.concrete("indexing with a boolean mask").numpy())
     return [asarray(i) for i in found]
 
 
@@ -323,16 +344,7 @@ _COMBINE = {"add": add, "multiply": multiply, "min": minimum, "max": maximum}
 
 
 def _update(x: Tensor, index: Any, values: Any, mode: str) -> Tensor:
-    values = asarray(values)
-    if (
-        dtypes.promote(x.dtype, values.dtype) != x.dtype
-        and values.ndim
-        and dtypes.is_float(values.dtype)
-    ):
-        raise TypeError(
-            f"at[...].{mode}: updates of dtype {values.dtype} do not fit into {x.dtype}; use astype"
-        )
-    values = cast(values, x.dtype)
+    values = _as_updates(x, values, mode)
     entries = _expand(x, index)
     if any(isinstance(e, Tensor) for e in entries):
         return _update_at_arrays(x, entries, values, mode)
@@ -351,6 +363,22 @@ def _update(x: Tensor, index: Any, values: Any, mode: str) -> Tensor:
         touched = bind(pad_p, everywhere, config=config, value=False)
         return where(touched, bind(pad_p, values, config=config, value=0), x)
     return _COMBINE[mode](x, bind(pad_p, values, config=config, value=_neutral(mode, x.dtype)))
+
+
+def _as_updates(x: Tensor, values: Any, mode: str) -> Tensor:
+    """The new values in the dtype of `x`, if they fit into it."""
+    if isinstance(values, bool | int | float):
+        if dtypes.of_python_scalar(values, x.dtype) == x.dtype:
+            return asarray(values, dtype=x.dtype)
+        given = type(values).__name__
+    else:
+        values = asarray(values)
+        too_wide = values.ndim and dtypes.promote(x.dtype, values.dtype) != x.dtype
+        is_float = dtypes.is_float(values.dtype)
+        if not (is_float and (too_wide or not dtypes.is_float(x.dtype))):
+            return cast(values, x.dtype)
+        given = f"dtype {values.dtype}"
+    raise TypeError(f"at[...].{mode}: updates of {given} do not fit into {x.dtype}; use astype")
 
 
 def _fit(values: Tensor, shape: tuple[int, ...], mode: str) -> Tensor:
@@ -436,7 +464,7 @@ def one_hot(indices: Tensor, num_classes: int, *, dtype: Any = None, axis: int =
     indices = asarray(indices)
     if indices.dtype not in dtypes.INTEGERS:
         raise TypeError(f"one_hot: takes integer class numbers, got {indices.aval}")
-    classes = iota((num_classes,), 0, indices.dtype)
-    hot = equal(reshape(indices, (*indices.shape, 1)), classes)
+    classes = iota((num_classes,), 0)  # int64, since a narrow dtype may not count that far
+    hot = equal(reshape(cast(indices, classes.dtype), (*indices.shape, 1)), classes)
     result = cast(hot, dtypes.default_float if dtype is None else dtypes.canonical(dtype))
     return result if axis in (-1, indices.ndim) else moveaxis(result, -1, axis)

@@ -82,7 +82,9 @@ def _weight_product(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     """The matrix product over the last two axes; leading axes broadcast, a vector is taken as a row
     (x1) or a column (x2)."""
-    x1, x2 = meet(x1, x2)
+    x1, x2 = meet(x1, x2, "matmul")
+    if x1.dtype == dtypes.bool_:
+        raise TypeError("matmul: does not take booleans; convert with astype first")
     if x1.ndim == 0 or x2.ndim == 0:
         raise ValueError(f"matmul: does not take scalars, got {x1.aval} and {x2.aval}; use *")
     row, column = x1.ndim == 1, x2.ndim == 1
@@ -101,6 +103,8 @@ def tensordot(
     axes of each."""
     x1, x2 = meet(x1, x2)
     if isinstance(axes, int):
+        if not 0 <= axes <= min(x1.ndim, x2.ndim):
+            raise ValueError(f"tensordot: axes={axes} does not fit {x1.aval} and {x2.aval}")
         first = tuple(range(x1.ndim - axes, x1.ndim))
         second = tuple(range(axes))
     else:
@@ -126,10 +130,18 @@ def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
     from .reduce import sum
 
     x1, x2 = meet(x1, x2)
+    size1 = x1.shape[normalize_axes("vecdot", axis, x1.ndim)[0]]
+    size2 = x2.shape[normalize_axes("vecdot", axis, x2.ndim)[0]]
+    if size1 != size2:
+        raise ValueError(
+            f"vecdot: axis {axis} has size {size1} in {x1.aval} and {size2} in {x2.aval}"
+        )
     return sum(x1 * x2, axis=axis, dtype=x1.dtype)
 
 
 def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
     """All products of the elements of two vectors: shape (n, m)."""
     x1, x2 = meet(x1, x2)
+    if x1.ndim != 1 or x2.ndim != 1:
+        raise ValueError(f"outer: takes two vectors, got {x1.aval} and {x2.aval}")
     return reshape(x1, (-1, 1)) * reshape(x2, (1, -1))

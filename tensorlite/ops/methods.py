@@ -7,27 +7,49 @@ from typing import Any
 
 import numpy as np
 
+from .. import dtypes
 from ..core import Tensor
 from . import elementwise as e
 from . import index, linalg, reduce, shape
 from .creation import asarray
 
+_SCALARS = (bool, int, float)
+_OPERANDS = (Tensor, *_SCALARS, np.ndarray, np.generic)  # the likeliest first
+
 
 def _accepts(other: Any) -> bool:
-    return isinstance(other, Tensor | bool | int | float | np.ndarray | np.generic)
+    return isinstance(other, _OPERANDS)
 
 
 def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
     """The method of an operator and its reflected form, which leave unknown operands to the other
-    side."""
+    side.
+
+    What Python scalars that jit traces make among themselves is such a scalar again, as it is when
+    nothing traces.
+    """
 
     def forward(self: Tensor, other: Any) -> Any:
-        return function(self, other) if _accepts(other) else NotImplemented
+        if not _accepts(other):
+            return NotImplemented
+        result = function(self, other)
+        return _weak(result) if self.weak and _is_weak(other) else result
 
     def reflected(self: Tensor, other: Any) -> Any:
-        return function(other, self) if _accepts(other) else NotImplemented
+        if not _accepts(other):
+            return NotImplemented
+        result = function(other, self)
+        return _weak(result) if self.weak and _is_weak(other) else result
 
     return forward, reflected
+
+
+def _is_weak(other: Any) -> bool:
+    return other.weak if isinstance(other, Tensor) else isinstance(other, _SCALARS)
+
+
+def _weak(result: Any) -> Tensor:
+    return result.as_weak(True)
 
 
 _BINARY: dict[str, Callable[..., Tensor]] = {
@@ -83,7 +105,7 @@ def _square(x: Tensor, exponent: Any) -> Tensor:
     """`x ** exponent`, with the squares and roots that models are full of by their cheaper
     names."""
     if isinstance(exponent, int | float) and not isinstance(exponent, bool):
-        if exponent == 2:
+        if exponent == 2 and (isinstance(exponent, int) or dtypes.is_float(x.dtype)):
             return e.square(x)
         if exponent == 0.5:
             return e.sqrt(x)
@@ -109,7 +131,9 @@ def attach() -> None:
         setattr(cls, f"__r{name}__", _operator(function)[1] if name == "pow" else reflected)
     for name, function in _COMPARE.items():
         setattr(cls, f"__{name}__", _operator(function)[0])
-    cls.__neg__, cls.__pos__, cls.__abs__ = lambda x: e.negative(x), lambda x: x, lambda x: e.abs(x)
+    cls.__neg__ = lambda x: _weak(e.negative(x)) if x.weak else e.negative(x)
+    cls.__abs__ = lambda x: _weak(e.abs(x)) if x.weak else e.abs(x)
+    cls.__pos__ = lambda x: x
     cls.__invert__ = lambda x: e.bitwise_invert(x)
     cls.__getitem__ = index.getitem
     cls.__iter__ = _iterate

@@ -36,7 +36,8 @@ def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over `axis` (all by default), a float."""
     x = _floating(x)
     axes = normalize_axes("mean", axis, x.ndim)
-    return sum(x, axis=axes, keepdims=keepdims) / count(x, axes)
+    wide = _wide(x)  # neither the sum nor the count need fit float16
+    return cast(sum(wide, axis=axes, keepdims=keepdims) / count(x, axes), x.dtype)
 
 
 def var(
@@ -46,10 +47,10 @@ def var(
     correction."""
     x = _floating(x)
     axes = normalize_axes("var", axis, x.ndim)
-    deviation = x - mean(x, axis=axes, keepdims=True)
-    return sum(square(deviation), axis=axes, keepdims=keepdims) / builtins.max(
-        count(x, axes) - correction, 0
-    )
+    wide = _wide(x)
+    deviation = wide - mean(wide, axis=axes, keepdims=True)
+    total = sum(square(deviation), axis=axes, keepdims=keepdims)
+    return cast(total / builtins.max(count(x, axes) - correction, 0), x.dtype)
 
 
 def std(
@@ -347,6 +348,10 @@ def _numeric(x: Tensor, dtype: Any) -> Tensor:
 def _floating(x: Tensor) -> Tensor:
     x = asarray(x)
     return x if x.dtype in dtypes.FLOATS else cast(x, dtypes.default_float)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return cast(x, dtypes.float32) if x.dtype in (dtypes.float16, dtypes.bfloat16) else x
 
 
 def _boolean(x: Tensor) -> Tensor:

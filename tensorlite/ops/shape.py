@@ -52,7 +52,7 @@ def _(args: list[Tensor], batched: list[bool], *, shape: Shape) -> Tensor:
 def reshape(x: Tensor, /, shape: int | Shape, *, copy: bool | None = None) -> Tensor:
     """`x` with another shape and the same elements in row-major order; one size may be -1."""
     x = asarray(x)
-    sizes = [int(n) for n in ((shape,) if isinstance(shape, int) else shape)]
+    sizes = [int(n) for n in ((shape,) if isinstance(shape, int | np.integer) else shape)]
     if sizes.count(-1) == 1:
         known = -math.prod(sizes)
         if known == 0 or x.size % known:
@@ -328,7 +328,13 @@ def pad(x: Tensor, /, pad_width: Any, *, constant_values: float = 0) -> Tensor:
     """`x` with `constant_values` around it. `pad_width`: an int, a pair (low, high), or one pair
     for each axis."""
     x = asarray(x)
-    widths = np.broadcast_to(np.asarray(pad_width, dtype=np.int64), (x.ndim, 2))
+    given = np.asarray(pad_width, dtype=np.int64)
+    if given.shape not in ((), (2,), (1, 2), (x.ndim, 2)) or (given < 0).any():
+        raise ValueError(
+            "pad: pad_width is an int, a pair (low, high) or one pair for each of the "
+            f"{x.ndim} axes of {x.aval}, none negative; got {pad_width}"
+        )
+    widths = np.broadcast_to(given, (x.ndim, 2))
     config = tuple((int(lo), int(hi), 0) for lo, hi in widths)
     return bind(pad_p, x, config=config, value=constant_values)
 
@@ -400,6 +406,8 @@ def concat(arrays: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
 def stack(arrays: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     """Arrays of one shape joined along a new axis."""
     tensors = [asarray(a) for a in arrays]
+    if not tensors:
+        raise ValueError("stack: needs at least one array")
     if len({t.shape for t in tensors}) > 1:
         raise ValueError(f"stack: shapes differ: {[t.shape for t in tensors]}")
     return concat([expand_dims(t, axis=axis) for t in tensors], axis=axis)

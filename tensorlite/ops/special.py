@@ -12,9 +12,10 @@ Array = np.ndarray
 
 
 def floor_divide(x: Array, y: Array) -> Array:
-    """floor(x / y); for floats the array API's special cases (a division by zero is infinite, not
-    NaN)."""
-    return np.floor_divide(x, y) if _exact(x) else np.floor(np.divide(x, y))
+    """floor(x / y) as NumPy has it, but infinite rather than NaN where x is infinite or y is 0, as
+    the array API standard asks."""
+    quotient = np.floor_divide(x, y)
+    return quotient if _exact(x) else np.where(np.isnan(quotient), np.floor(x / y), quotient)
 
 
 def remainder(x: Array, y: Array) -> Array:

@@ -55,16 +55,18 @@ class CPU:
     def run(
         self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]
     ) -> Any:
+        buffers = []
         for arg in args:
             if arg.device is not device:
                 home, args = gather_on_one_device(prim, args)
                 return home.run(prim, args, params)
+            buffers.append(arg.data)
         kernel = self.lowerings.get(prim) or prim.numpy_rule
         if kernel is None:
             return self._run_body(prim, args, params)
         token = _errors.set(_ignore)
         try:
-            out = kernel(*[arg.data for arg in args], **params)
+            out = kernel(*buffers, **params)
         except (TypeError, ValueError, IndexError):
             prim.abstract(
                 *[arg.aval for arg in args], **params
