@@ -145,7 +145,7 @@ def _words(keys: np.ndarray, starts: np.ndarray, count: int) -> np.ndarray:
 
 
 def _pairs(words: np.ndarray) -> np.ndarray:
-    """Each two uint32 as one uint64: the first is the low half, whatever the machine's byte order."""
+    """Each two uint32 as one uint64, the first as its low half on every machine."""
     return words[:, 0::2].astype(np.uint64) | (words[:, 1::2].astype(np.uint64) << _SHIFT)
 
 
