@@ -20,6 +20,7 @@ from .errors import (
 )
 from .launch import launch
 from .local import local_worker, run_local
+from .trainer import Trainer, TrainingResult
 from .worker import Worker, current_worker
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "PeerError",
     "RendezvousError",
     "SlotsError",
+    "Trainer",
+    "TrainingResult",
     "Worker",
     "WorkerError",
     "all_gather",

@@ -203,8 +203,8 @@ class ProgressBar:
 
 
 def _figures(record: Record) -> str:
-    return (
-        f"epoch {record['epoch']}  loss {record['loss']:.4f}  "
-        f"{record['images_per_second']:.0f} images/s  "
-        f"communication {record['communication']:.0%}"
-    )
+    figures = f"epoch {record['epoch']}  loss {record['loss']:.4f}"
+    if record["images_per_second"]:  # not known before the first step is compiled
+        figures += f"  {record['images_per_second']:.0f} images/s"
+        figures += f"  communication {record['communication']:.0%}"
+    return figures

@@ -14,10 +14,11 @@ import tensorlite as tl
 from tensorlite import optim
 from tensorlite.data import ArrayDataset
 
+from .checkpoint import CheckpointFolder
 from .launch import launch
 from .local import local_worker
 from .monitor import Monitor, MonitorAddress, ProgressBar, Record, Reporter
-from .training import Job, Progress, train
+from .training import Job, Progress, moving_average, train
 from .worker import Worker
 
 Watcher = Callable[[Record], None]
@@ -65,7 +66,7 @@ class Trainer:
             for each row and epoch, so that it does not depend on the number of workers. It is
             mapped over the rows and sees a batch of one: images of shape (1, ...), and must be
             traceable.
-        ema: decay of a moving average of the parameters, such as 0.9999 (`optim.ema`).
+        ema: decay of a moving average of the parameters, such as 0.9999 (`optim.ema` with warm-up).
         checkpoint: a folder on the host of rank 0. The state is saved there at the end and every
             `checkpoint_every` steps, and a run whose folder holds a checkpoint goes on from there.
         drop_last: leave out the smaller batch at the end of an epoch.
@@ -109,6 +110,8 @@ class Trainer:
             _check_count("checkpoint_every", checkpoint_every, 1)
             if checkpoint is None:
                 raise ValueError("Trainer: checkpoint_every needs a checkpoint folder")
+        if checkpoint is not None:
+            CheckpointFolder(str(checkpoint))  # says now what is wrong with the path
         if ema is not None and not 0 <= ema < 1:
             raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema}")
         if num_workers > batch_size:
@@ -214,9 +217,8 @@ class Trainer:
 
     def _result(self, job: Job, progress: Progress, seconds: float) -> TrainingResult:
         state, timing = progress.state, progress.timing
-        averaged = None
-        if job.ema is not None:
-            averaged = optim.ema(job.ema).average(state["average"], state["model"])
+        average = moving_average(job)
+        averaged = average.average(state["average"], state["model"]) if average else None
         total = timing.total or 1.0
         summary = {
             "steps": job.steps,

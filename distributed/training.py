@@ -166,7 +166,7 @@ class _Functions:
         self._loss_key = random.fold_in(root, _LOSS_STREAM)
         self._augment_key = random.fold_in(root, _AUGMENT_STREAM)
         self._takes_key = "key" in inspect.signature(job.loss).parameters
-        self._average = optim.ema(job.ema) if job.ema is not None else None
+        self._average = moving_average(job)
         self._augment = tl.jit(self._augmented)
         self._gradients = tl.jit(self._weighted_gradients)
         self.update = tl.jit(self._updated)
@@ -189,8 +189,11 @@ class _Functions:
         self, model: Any, step: int, share: Share, arrays: list[tl.Tensor]
     ) -> tuple[dict[str, Any], list[tl.Tensor]]:
         """This worker's terms of the sums over the global batch, and its integer buffers."""
-        place = tl.asarray(np.asarray([step, share.first, len(share.rows)]))
-        return self._gradients(model, place, share.weight, arrays)
+        key = None
+        if self._takes_key:
+            of_step = random.fold_in(self._loss_key, step)
+            key = random.shard(of_step, share.first, len(share.rows))
+        return self._gradients(model, key, tl.asarray(np.asarray(share.weight)), arrays)
 
     def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
         augment = self._job.augment
@@ -204,12 +207,9 @@ class _Functions:
         return tl.vmap(one)(rows, images)
 
     def _weighted_gradients(
-        self, model: Any, place: tl.Tensor, weight: tl.Tensor, arrays: list[tl.Tensor]
+        self, model: Any, key: tl.Tensor | None, weight: tl.Tensor, arrays: list[tl.Tensor]
     ) -> tuple[dict[str, Any], list[tl.Tensor]]:
-        step, first, rows = place
-        options = {}
-        if self._takes_key:
-            options["key"] = random.shard(random.fold_in(self._loss_key, step), first, rows)
+        options = {} if key is None else {"key": key}
 
         def objective(model: Any) -> tuple[tl.Tensor, Any]:
             out = self._job.loss(model, *arrays, **options)
@@ -219,10 +219,14 @@ class _Functions:
         (loss, kept), gradient = tl.value_and_grad(objective, has_aux=True)(model)
         _check_kept(kept, model)
         floats, counters = _split_by_dtype(_parted(kept)[1])
+
+        def weighted(x: tl.Tensor) -> tl.Tensor:
+            return x * weight.astype(x.dtype)
+
         partial = {
-            "loss": loss * weight,
-            "gradients": [g * weight for g in _parted(gradient)[0]],
-            "buffers": [b * weight for b in floats],
+            "loss": weighted(loss),
+            "gradients": [weighted(g) for g in _parted(gradient)[0]],
+            "buffers": [weighted(b) for b in floats],
         }
         return partial, counters
 
@@ -240,6 +244,11 @@ class _Functions:
         if self._average is not None:
             new["average"] = self._average.update(state["average"], new["model"])
         return new
+
+
+def moving_average(job: Job) -> optim.MovingAverage | None:
+    """The moving average that the job asks for. Its warm-up forgets the initial parameters soon."""
+    return optim.ema(job.ema, warm_up=True) if job.ema is not None else None
 
 
 def _check_kept(kept: Any, model: Any) -> None:

@@ -16,7 +16,6 @@ import pathlib
 import sys
 import tempfile
 import time
-from typing import Any
 
 import numpy as np
 
@@ -95,19 +94,6 @@ def plot_loss(losses: list[float], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def spark_session(master: str | None, workers: int) -> Any:
-    """A quiet Spark session: on `master`, on spark-submit's, or on this machine."""
-    from pyspark import SparkConf
-    from pyspark.sql import SparkSession
-
-    configured = SparkConf().get("spark.master")
-    builder = SparkSession.builder.appName("tensorlite CIFAR-10")
-    builder = builder.master(master or configured or f"local[{workers}]")
-    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    return spark
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -117,7 +103,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--master", help="Spark master; default: spark-submit's, else local[workers]")
     add("--device", default="auto", help="device of each worker (default auto)")
     add("--batch-size", type=int, default=128, help="rows of a global batch (default 128)")
-    add("--steps", type=int, help="training steps (default 300 on the digits, else 20000)")
+    add("--steps", type=int, help="training steps (default 400 on the digits, else 20000)")
     add("--checkpoint", help="folder for checkpoints; a run goes on from the newest one there")
     add("--checkpoint-every", type=int, default=500, metavar="STEPS", help="(default 500)")
     add("--plot", type=pathlib.Path, default=pathlib.Path("cifar10_loss.png"), help="loss curve")
@@ -128,15 +114,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Train, report, evaluate, draw."""
     args = parse()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     digits = args.data is None
     with tempfile.TemporaryDirectory() as scratch:
         folder = tl.data.digits_as_cifar10(scratch) if digits else args.data
         train, test = tl.data.cifar10(folder), tl.data.cifar10(folder, train=False)
-    steps = args.steps or (300 if digits else 20_000)
+    steps = args.steps or (400 if digits else 20_000)
     name = "handwritten digits as CIFAR-10 records" if digits else args.data
     print(f"{name}: {len(train)} training images, {len(test)} test images")
 
-    spark = spark_session(args.master, args.workers) if args.workers else None
+    if args.master:
+        from pyspark.sql import SparkSession
+
+        SparkSession.builder.master(args.master).appName("tensorlite CIFAR-10").getOrCreate()
 
     def augmented(key: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
         # The mirror image of a digit is no digit.
@@ -153,15 +143,12 @@ def main() -> None:
         checkpoint=args.checkpoint,
         checkpoint_every=args.checkpoint_every if args.checkpoint else None,
         seed=args.seed,
-        spark=spark,
     )
     where = f"{args.workers} Spark barrier tasks" if args.workers else "this process"
     print(f"training {steps} steps of {args.batch_size} images in {where}")
     began = time.perf_counter()
     result = trainer.fit(TutorialCNN(random.key(args.seed)), train, steps=steps)
     seconds = time.perf_counter() - began
-    if spark is not None:
-        spark.stop()
 
     summary = result.summary
     print(

@@ -1,0 +1,268 @@
+"""Trainer: on Spark as in threads as in this process, its messages, and what it reports."""
+
+import json
+import socket
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import tensorlite as tl
+import tensorlite.distributed as dist
+from tensorlite import nn, optim, random
+from tensorlite.data import ArrayDataset
+from tensorlite.distributed.monitor import Monitor, MonitorAddress, ProgressBar, Reporter
+
+from .conftest import spark_local_cluster, spark_session, spark_standalone
+
+
+def make_model(seed=0):
+    k1, k2 = random.split(random.key(seed))
+    return {
+        "hidden": nn.Linear(5, 8, key=k1),
+        "head": nn.Linear(8, 3, key=k2),
+    }
+
+
+def loss_fn(model, features, labels):
+    hidden = nn.relu(model["hidden"](features))
+    return tl.mean(nn.softmax_cross_entropy(model["head"](hidden), labels))
+
+
+def dataset(rows=60):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, rows)
+    return ArrayDataset((rng.normal(size=(rows, 5)) + labels[:, None]).astype(np.float32), labels)
+
+
+def trainer(**options):
+    defaults = {
+        "loss": loss_fn,
+        "optimizer": optim.adam(0.01),
+        "batch_size": 12,
+        "progress": False,
+    }
+    return dist.Trainer(**(defaults | options))
+
+
+def bits(model):
+    return [np.asarray(leaf).tobytes() for leaf in tl.tree.leaves(model)]
+
+
+# ---- without Spark -------------------------------------------------------------------------------
+
+
+def test_in_this_process():
+    start = make_model()
+    before = bits(start)
+    result = trainer(ema=0.9).fit(start, dataset(), epochs=4)
+    assert bits(start) == before, "fit must not change the model it is given"
+    losses = result.history["loss"]
+    assert len(losses) == 20 and losses[-1] < losses[0]
+    assert bits(result.averaged_model) != bits(result.model)
+    assert result.summary["steps"] == 20 and result.summary["epochs"] == 4
+    assert result.summary["workers"] == 1 and result.summary["images_per_second"] > 0
+    parts = [result.summary[part] for part in ("input", "compute", "communication")]
+    assert sum(parts) == pytest.approx(1)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    first = trainer(seed=3).fit(make_model(), dataset(), steps=7)
+    again = trainer(seed=3).fit(make_model(), dataset(), steps=7)
+    other = trainer(seed=4).fit(make_model(), dataset(), steps=7)
+    assert bits(first.model) == bits(again.model) != bits(other.model)
+
+
+def test_an_exception_in_the_loss_reaches_the_caller_as_it_is():
+    def loss(model, features, labels):
+        raise KeyError("broken loss")
+
+    with pytest.raises(KeyError, match="broken loss"):
+        trainer(loss=loss).fit(make_model(), dataset(), steps=1)
+
+
+def test_progress_function_gets_records():
+    records = []
+    trainer(progress=records.append).fit(make_model(), dataset(), steps=3)
+    assert [r["step"] for r in records] == [1, 2, 3]
+    assert set(records[0]) == {"step", "epoch", "loss", "images_per_second", "communication"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": 3}, "loss is a function, got int"),
+        ({"optimizer": 0.1}, "optimizer has no init method.*optim.sgd"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"num_workers": -1}, "num_workers must be a whole number of at least 0, got -1"),
+        ({"num_workers": 13}, "batch_size=12 rows cannot be shared by 13 workers"),
+        ({"ema": 1.5}, "ema is a decay between 0 and 1, got 1.5"),
+        ({"checkpoint_every": 5}, "checkpoint_every needs a checkpoint folder"),
+        ({"device": "opencl:7"}, "there is no device 'opencl:7'; this machine has cpu"),
+        ({"checkpoint": "hdfs:///runs"}, "'hdfs:///runs' is a URI"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        trainer(**options)
+
+
+@pytest.mark.parametrize(
+    ("data", "length", "message"),
+    [
+        (np.ones(3), {"steps": 1}, "data is an ArrayDataset, got ndarray"),
+        (dataset(), {}, "pass either steps or epochs"),
+        (dataset(), {"steps": 1, "epochs": 1}, "pass either steps or epochs"),
+        (dataset(), {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        (dataset(0), {"steps": 1}, "has no batch of 12 rows"),
+    ],
+)
+def test_bad_arguments_of_fit(data, length, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        trainer().fit(make_model(), data, **length)
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(TypeError, match="batchsize"):
+        trainer(batchsize=3)
+
+
+# ---- on Spark ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spark():
+    with spark_session("local[4]") as session:
+        yield session
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_on_spark_as_in_this_process(spark, num_workers):
+    alone = trainer().fit(make_model(), dataset(), steps=20)
+    result = trainer(num_workers=num_workers).fit(make_model(), dataset(), steps=20)
+    np.testing.assert_allclose(result.history["loss"][:10], alone.history["loss"][:10], rtol=1e-5)
+    np.testing.assert_allclose(result.history["loss"], alone.history["loss"], rtol=5e-3)
+    assert result.summary["workers"] == num_workers
+    again = trainer(num_workers=num_workers).fit(make_model(), dataset(), steps=20)
+    assert bits(again.model) == bits(result.model)
+
+
+@pytest.mark.spark
+def test_progress_comes_from_rank_0_while_the_job_runs(spark):
+    records = []
+    trainer(num_workers=2, progress=records.append).fit(make_model(), dataset(), steps=30)
+    steps = [record["step"] for record in records]
+    assert steps == sorted(steps) and steps[-1] == 30
+
+
+@pytest.mark.spark
+def test_traceback_of_the_loss_reaches_the_driver(spark):
+    def loss(model, features, labels):
+        if dist.current_worker().rank == 1:
+            raise ValueError("the loss of rank 1 is broken")
+        return loss_fn(model, features, labels)
+
+    with pytest.raises(dist.WorkerError, match="the loss of rank 1 is broken") as caught:
+        trainer(loss=loss, num_workers=3).fit(make_model(), dataset(), steps=3)
+    assert caught.value.rank == 1
+    assert "in loss" in caught.value.traceback
+
+
+@pytest.mark.spark
+def test_more_workers_than_slots(spark):
+    with pytest.raises(dist.SlotsError, match="8"):
+        trainer(num_workers=8).fit(make_model(), dataset(), steps=1)
+
+
+@pytest.fixture
+def shipped_by_value():
+    """The executors cannot import this file, so its functions travel whole."""
+    from pyspark import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.spark
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("cluster", ["local-cluster", "standalone"])
+def test_on_executors_that_are_processes(cluster, tmp_path, shipped_by_value):
+    expected = trainer().fit(make_model(), dataset(), steps=10)
+    session = (
+        spark_local_cluster(2) if cluster == "local-cluster" else spark_standalone(2, tmp_path)
+    )
+    with session:
+        records = []
+        options = {
+            "num_workers": 2,
+            "progress": records.append,
+            "checkpoint": str(tmp_path / "run"),
+        }
+        result = trainer(**options).fit(make_model(), dataset(), steps=10)
+    np.testing.assert_allclose(result.history["loss"], expected.history["loss"], rtol=1e-5)
+    assert records[-1]["step"] == 10
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000000010.safetensors"]
+
+
+# ---- the monitor ---------------------------------------------------------------------------------
+
+
+def test_monitor_takes_records_from_its_reporter_only():
+    records = []
+    with Monitor("127.0.0.1", records.append) as monitor:
+        place = (monitor.address.host, monitor.address.port)
+        strangers = [socket.create_connection(place) for _ in range(20)]
+        strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        strangers[1].sendall(json.dumps({"step": 666}).encode().rjust(200))
+        for stranger in strangers[:8]:
+            stranger.close()
+        reporter = Reporter(monitor.address)
+        for step in (1, 2, 3):
+            reporter({"step": step}, last=True)
+        reporter.close()
+        for stranger in strangers:
+            stranger.close()
+    assert [record["step"] for record in records] == [1, 2, 3]
+
+
+def test_a_driver_out_of_reach_costs_a_warning_only():
+    with Monitor("127.0.0.1", lambda record: None) as monitor:
+        address = monitor.address
+    with pytest.warns(RuntimeWarning, match="progress is no longer shown"):
+        reporter = Reporter(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reporter({"step": 1}, last=True)
+        reporter.close()
+
+
+def test_wrong_secret_is_turned_away():
+    records = []
+    with Monitor("127.0.0.1", records.append) as monitor:
+        right = monitor.address
+        forged = type(right.credentials)(b"x" * 32, right.credentials.nonce, 0)
+        with pytest.warns(RuntimeWarning, match="progress is no longer shown"):
+            Reporter(MonitorAddress(right.host, right.port, forged))
+    assert records == []
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    bar = ProgressBar(total=3)
+    for step in (1, 2, 3):
+        bar(
+            {
+                "step": step,
+                "epoch": 0,
+                "loss": 2.5,
+                "images_per_second": 1234.0,
+                "communication": 0.07,
+            }
+        )
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "step 3/3  epoch 0  loss 2.5000  1234 images/s  communication 7%"
+    assert len(lines) == 2  # the first and the last; the second came too soon after the first

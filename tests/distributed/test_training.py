@@ -1,0 +1,258 @@
+"""The training loop, on workers in threads: the result does not depend on how many there are."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import tensorlite as tl
+import tensorlite.distributed as dist
+from examples.cifar10 import TutorialCNN
+from examples.cifar10 import loss_fn as tutorial_loss
+from tensorlite import nn, optim, random
+from tensorlite.data import ArrayDataset
+from tensorlite.distributed import training
+
+
+class Classifier(nn.Module):
+    """Small enough to train in a test; has a buffer."""
+
+    def __init__(self, key, dtype=tl.float32):
+        k1, k2 = random.split(key)
+        self.conv = nn.Conv(3, 4, 3, key=k1, dtype=dtype)
+        self.norm = nn.BatchNorm(4, dtype=dtype)
+        self.head = nn.Linear(4, 3, key=k2, dtype=dtype)
+
+    def __call__(self, x, training=False):
+        x = nn.relu(self.norm(self.conv(x), training=training))
+        return self.head(tl.mean(x, axis=(1, 2)))
+
+
+def loss_fn(model, images, labels):
+    return tl.mean(nn.softmax_cross_entropy(model(images), labels))
+
+
+def dataset(rows=50, classes=3, size=6, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    images = rng.normal(size=(rows, size, size, 3)) + labels[:, None, None, None]
+    return ArrayDataset(images.astype(dtype), labels)
+
+
+def job(data, steps, **options):
+    fields = {
+        "loss": loss_fn,
+        "optimizer": optim.sgd(0.1, momentum=0.9),
+        "arrays": data.arrays,
+        "batch_size": 16,
+        "steps": steps,
+        "seed": 0,
+        "augment": None,
+        "ema": None,
+        "checkpoint": None,
+        "checkpoint_every": None,
+        "drop_last": False,
+    }
+    return training.Job(**(fields | options))
+
+
+def silent(record, last=False):
+    pass
+
+
+def train(num_workers, the_job, model):
+    """What each of `num_workers` workers ends with."""
+    return dist.run_local(
+        lambda worker: training.train(worker, the_job, model, silent), num_workers=num_workers
+    )
+
+
+def leaves(progress):
+    return [np.asarray(leaf) for leaf in tl.tree.leaves(progress.state)]
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_tutorial_cnn_float32_curve_does_not_depend_on_the_number_of_workers(num_workers):
+    data = dataset(rows=256, classes=10, size=24)
+    optimizer = optim.sgd(0.05)
+    model = TutorialCNN(random.key(0))
+    the_job = job(data, 10, loss=tutorial_loss, optimizer=optimizer, batch_size=32)
+    alone = train(1, the_job, model)[0].losses
+    together = train(num_workers, the_job, model)[0].losses
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_float32_curve_of_100_steps(num_workers):
+    the_job = job(dataset(), 100)
+    model = Classifier(random.key(0))
+    alone = train(1, the_job, model)[0].losses
+    together = train(num_workers, the_job, model)[0].losses
+    np.testing.assert_allclose(together[:10], alone[:10], rtol=1e-5)
+    np.testing.assert_allclose(together, alone, rtol=5e-3)
+    assert alone[-1] < 0.5 * alone[0]
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+def test_float64_curve(num_workers):
+    the_job = job(dataset(dtype=np.float64), 20)
+    model = Classifier(random.key(0), dtype=tl.float64)
+    alone = train(1, the_job, model)[0].losses
+    together = train(num_workers, the_job, model)[0].losses
+    np.testing.assert_allclose(together, alone, rtol=1e-10)
+
+
+def test_all_ranks_end_with_the_same_bits():
+    the_job = job(dataset(), 12, ema=0.99)
+    first, *others = map(leaves, train(3, the_job, Classifier(random.key(0))))
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_dropout_and_augmentation_do_not_depend_on_the_number_of_workers():
+    def loss(model, images, labels, key):
+        features = nn.dropout(images, 0.5, key)
+        return tl.mean(nn.softmax_cross_entropy(model(features), labels))
+
+    def augment(key, images):
+        assert images.shape == (1, 6, 6, 3)
+        return images + random.normal(key, images.shape, dtype=images.dtype)
+
+    the_job = job(dataset(dtype=np.float64), 9, loss=loss, augment=augment)
+    model = Classifier(random.key(0), dtype=tl.float64)
+    alone = train(1, the_job, model)[0].losses
+    for num_workers in (2, 3):
+        together = train(num_workers, the_job, model)[0].losses
+        np.testing.assert_allclose(together, alone, rtol=1e-10)
+
+
+def test_augmentation_differs_between_epochs_and_rows():
+    def augment(key, images):
+        return images * 0 + random.uniform(key, (1, 1, 1, 1))
+
+    seen = []
+
+    def loss(model, images, labels):
+        return tl.mean(images) + 0 * tl.sum(model.head.bias)
+
+    the_job = job(dataset(rows=16), 3, loss=loss, augment=augment)
+    seen = train(1, the_job, Classifier(random.key(0)))[0].losses
+    assert len(set(seen)) == 3  # one batch an epoch: the same rows, with new keys
+
+
+def test_buffers_are_averaged_over_the_batch_and_kept():
+    def loss(model, images, labels):
+        return tl.mean(nn.softmax_cross_entropy(model(images, training=True), labels)), model
+
+    the_job = job(dataset(), 5, loss=loss)
+    start = Classifier(random.key(0))
+    first, second = train(2, the_job, start)
+    moved = first.state["model"].norm
+    for name, buffer in moved.buffers().items():
+        assert not np.array_equal(np.asarray(buffer), np.asarray(start.norm.buffers()[name])), name
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_every_row_once_per_epoch_whatever_the_last_batch():
+    rows = np.arange(37)
+    data = ArrayDataset(np.eye(37, dtype=np.float64)[rows], rows)
+
+    def loss(model, one_hot, labels):
+        # The gradient of "seen" counts, for each row, how often it was there (times 1 / batch).
+        return tl.mean(one_hot @ model["seen"])
+
+    optimizer = optim.sgd(1.0)
+    model = {"seen": tl.zeros(37, dtype=tl.float64)}
+    for num_workers in (1, 2, 5):
+        the_job = job(data, 2 * 3, loss=loss, optimizer=optimizer)
+        assert the_job.steps_per_epoch == 3
+        seen = -np.asarray(train(num_workers, the_job, model)[0].state["model"]["seen"])
+        # A row counts 1/16 in a full batch and 1/5 in the last one; in each epoch exactly once.
+        counts = {round(x, 9) for x in seen.tolist()}
+        assert counts <= {round(a + b, 9) for a in (1 / 16, 1 / 5) for b in (1 / 16, 1 / 5)}
+        np.testing.assert_allclose(seen.sum(), 2 * 3)
+
+
+def test_more_workers_than_rows_in_the_last_batch():
+    the_job = job(dataset(rows=17, dtype=np.float64), 4)
+    model = Classifier(random.key(0), dtype=tl.float64)
+    alone = train(1, the_job, model)[0].losses
+    np.testing.assert_allclose(train(3, the_job, model)[0].losses, alone, rtol=1e-10)
+
+
+def test_drop_last_leaves_out_the_smaller_batch():
+    the_job = job(dataset(rows=37), 4, drop_last=True)
+    assert the_job.steps_per_epoch == 2
+    epochs = [epoch for epoch, _ in training._batches(the_job, 0)]
+    sizes = {len(rows) for _, rows in training._batches(the_job, 0)}
+    assert epochs == [0, 0, 1, 1] and sizes == {16}
+
+
+def test_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path):
+    model = Classifier(random.key(0))
+    whole = train(2, job(dataset(), 9, ema=0.9), model)[0]
+    folder = str(tmp_path / "run")
+    options = {"ema": 0.9, "checkpoint": folder, "checkpoint_every": 2}
+    train(2, job(dataset(), 5, **options), model)
+    rest = train(2, job(dataset(), 9, **options), model)[0]
+    assert rest.losses == whole.losses
+    for a, b in zip(leaves(rest), leaves(whole), strict=True):
+        assert a.tobytes() == b.tobytes()
+    saved = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert saved == [f"step-{step:09d}.safetensors" for step in (6, 8, 9)]  # the newest three
+
+
+def test_resuming_with_another_model_is_refused_with_the_differences(tmp_path):
+    options = {"checkpoint": str(tmp_path)}
+    train(1, job(dataset(), 1, **options), Classifier(random.key(0)))
+    other = {"weight": tl.zeros((3, 3))}
+    with pytest.raises(dist.WorkerError, match="weight"):
+        train(1, job(dataset(), 2, **options), other)
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(tmp_path):
+    options = {"checkpoint": str(tmp_path)}
+    train(1, job(dataset(), 3, **options), Classifier(random.key(0)))
+    with pytest.raises(dist.WorkerError, match="holds step 3, but this run ends at step 2"):
+        train(1, job(dataset(), 2, **options), Classifier(random.key(0)))
+
+
+def test_workers_that_start_from_different_parameters_are_refused():
+    def main(worker):
+        model = Classifier(random.key(worker.rank))
+        training.train(worker, job(dataset(), 1), model, silent)
+
+    with pytest.raises(dist.WorkerError, match=r"ranks \[1, 2\] would start from other"):
+        dist.run_local(main, num_workers=3)
+
+
+def test_a_loss_that_returns_something_else_beside_the_scalar():
+    def loss(model, images, labels):
+        return tl.mean(model(images)), images
+
+    with pytest.raises(dist.WorkerError, match="has the structure"):
+        train(1, job(dataset(), 1, loss=loss), Classifier(random.key(0)))
+
+
+def test_records():
+    records = []
+    the_job = job(dataset(), 3)
+
+    def main(worker):
+        def report(record, last=False):
+            records.append((record, last))
+
+        return training.train(worker, the_job, Classifier(random.key(0)), report)
+
+    losses = dist.run_local(main, num_workers=2)[0].losses
+    assert [record["step"] for record, _ in records] == [1, 2, 3]  # by rank 0 alone
+    assert [record["loss"] for record, _ in records] == losses
+    assert [last for _, last in records] == [False, False, True]
+
+
+def test_job_fields_are_all_used_by_the_trainer():
+    names = set(inspect.signature(training.Job).parameters)
+    options = set(inspect.signature(dist.Trainer).parameters)
+    assert names - options == {"arrays", "steps"}  # which fit is given
