@@ -124,7 +124,11 @@ def paths(tree: Any) -> list[str]:
 
 @functools.lru_cache(maxsize=512)
 def _paths_of(treedef: TreeDef) -> tuple[str, ...]:
-    return tuple(".".join(str(part) for part in path) for path in treedef.paths())
+    return tuple(".".join([_name_of(e) for e in path]) for path in treedef.accessors())
+
+
+def _name_of(entry: Any) -> str:
+    return entry.field if isinstance(entry, optree.NamedTupleEntry) else str(entry.entry)
 
 
 def parameter_mask(tree: Any) -> list[bool]:
