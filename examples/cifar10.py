@@ -23,6 +23,7 @@ import tensorlite as tl
 import tensorlite.distributed as dist
 from tensorlite import nn, optim, random
 from tensorlite.data import ArrayDataset, augment
+from tensorlite.nn.init import constant, truncated_normal
 
 WEIGHT_DECAY = 0.004
 EPOCHS_PER_DECAY = 350
@@ -33,16 +34,13 @@ class TutorialCNN(nn.Module):
 
     def __init__(self, key: tl.Tensor, classes: int = 10):
         k1, k2, k3, k4, k5 = random.split(key, 5)
-        convs = {"weight_init": nn.init.truncated_normal(0.05)}
-        dense = {
-            "weight_init": nn.init.truncated_normal(0.04),
-            "bias_init": nn.init.constant(0.1),
-        }
-        self.conv1 = nn.Conv(3, 64, 5, key=k1, **convs)
-        self.conv2 = nn.Conv(64, 64, 5, key=k2, bias_init=nn.init.constant(0.1), **convs)
-        self.dense1 = nn.Linear(6 * 6 * 64, 384, key=k3, **dense)
-        self.dense2 = nn.Linear(384, 192, key=k4, **dense)
-        self.head = nn.Linear(192, classes, key=k5, weight_init=nn.init.truncated_normal(1 / 192))
+        wide, narrow = truncated_normal(0.05), truncated_normal(0.04)
+        bias = constant(0.1)
+        self.conv1 = nn.Conv(3, 64, 5, key=k1, weight_init=wide)
+        self.conv2 = nn.Conv(64, 64, 5, key=k2, weight_init=wide, bias_init=bias)
+        self.dense1 = nn.Linear(6 * 6 * 64, 384, key=k3, weight_init=narrow, bias_init=bias)
+        self.dense2 = nn.Linear(384, 192, key=k4, weight_init=narrow, bias_init=bias)
+        self.head = nn.Linear(192, classes, key=k5, weight_init=truncated_normal(1 / 192))
 
     def __call__(self, x: tl.Tensor) -> tl.Tensor:
         x = nn.relu(self.conv1(x))
@@ -164,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
