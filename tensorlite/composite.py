@@ -244,6 +244,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         leaves, treedef = tree.flatten((args, kwargs))
         places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor | np.ndarray)]
+        weak = [isinstance(leaves[i], Tensor) and leaves[i].weak for i in places]
         tensors = [asarray(leaves[i]) for i in places]
 
         def flat(*xs: Tensor) -> Any:
@@ -254,7 +255,8 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
             return f(*new_args, **new_kwargs)
 
         name = getattr(f, "__name__", "f")
-        traced = trace_graph(flat, [x.aval for x in tensors], name=name, what="tl.checkpoint")
+        avals = [x.aval for x in tensors]
+        traced = trace_graph(flat, avals, name=name, what="tl.checkpoint", weak=weak)
         inputs = (*traced.captured, *tensors)
         graph = traced.graph
         out = bind(checkpoint_p, *inputs, graph=graph) if inputs else graph.run()

@@ -1,9 +1,9 @@
 """Devices, the protocol that every backend implements, and the registry of backends.
 
-A backend owns buffers of its own kind and knows how to run one primitive on them (eager mode) and
-how to compile a graph (jit). Backends register themselves when they are imported; a heavy kernel is
-registered from the backend's own files with `@lowering(primitive, backend)`, and everything else
-runs through the primitive's NumPy rule or its decomposition.
+A backend owns buffers of its own kind and knows how to run one primitive on them; jit is one
+primitive too, `call`, whose parameter is a graph to compile. Backends register themselves when they
+are imported; a heavy kernel is registered from the backend's own files with `@lowering(primitive,
+backend)`, and everything else runs through the primitive's NumPy rule or its decomposition.
 """
 
 from __future__ import annotations
@@ -38,10 +38,8 @@ class Backend(Protocol):
     def run(
         self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]
     ) -> Any:
-        """Run one primitive on concrete tensors: a Tensor, or a tuple of them."""
-
-    def compile(self, graph: Any, device: Device) -> Callable[..., tuple[Any, ...]]:
-        """A function of the graph's inputs (buffers) that returns its outputs (buffers)."""
+        """Run one primitive on concrete tensors: a Tensor, or a tuple of them. A jitted function
+        is the primitive `call`, whose graph the backend compiles when it first meets it."""
 
 
 class Device:

@@ -4,7 +4,6 @@ NumPy rule, or its body."""
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,12 @@ class CPU:
         return Tensor(out, device)
 
     def _run_body(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
+        if prim is transfer_p:
+            target = params["device"]
+            return Tensor(target.from_numpy(args[0].numpy()), target)
         if prim.body is None:
             raise NotImplementedError(f"{prim.name} has no implementation for the CPU")
         return prim.body(*args, **params)
-
-    def compile(self, graph: Graph, device: Device) -> Callable[..., tuple[np.ndarray, ...]]:
-        return compile_graph(graph, self.lowerings)
 
 
 @lowering(call_p, "cpu")
@@ -93,8 +92,3 @@ def _(*buffers: np.ndarray, graph: Graph, device: Device | None = None) -> tuple
     if executable is None:
         executable = graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
     return executable(*buffers)
-
-
-@lowering(transfer_p, "cpu")
-def _(x: np.ndarray, *, device: Device) -> Any:
-    return device.from_numpy(x)

@@ -11,6 +11,7 @@ import numpy as np
 from ...compiler.inline import inline
 from ...core import Primitive
 from ...graph import Atom, Equation, Graph, Var
+from ...ops.creation import transfer_p
 
 
 class Step(NamedTuple):
@@ -84,6 +85,11 @@ def _with_last_reads(
 
 def _kernel(eqn: Equation, lowerings: Mapping[Primitive, Callable[..., Any]]) -> Callable[..., Any]:
     kernel = lowerings.get(eqn.prim) or eqn.prim.numpy_rule
+    if eqn.prim is transfer_p:
+        raise ValueError(
+            "transfer: a jitted function runs on one device, here the CPU, and cannot move a "
+            f"tensor to {eqn.params['device']}; move it before or after the call"
+        )
     if kernel is None:
         raise NotImplementedError(f"{eqn.prim.name} has no implementation for the CPU")
     if not eqn.params:
