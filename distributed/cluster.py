@@ -25,7 +25,8 @@ INSTALL_JAVA = (
     "openjdk-17-jre-headless; Fedora: dnf install java-17-openjdk-headless; macOS: brew install "
     "openjdk@17), or point JAVA_HOME to one"
 )
-SETTLE_SECONDS = 4.0  # without a new slot, once there is one, before there are said to be too few
+SETTLE_SECONDS = 15.0  # without a new slot, once there is one, before there are said to be too few
+_LOCAL_CLUSTER = re.compile(r"local-cluster\[\s*(\d+)\s*,\s*(\d+)\s*,\s*\d+\s*\]")
 _ENCRYPTION = (
     "spark.network.crypto.enabled",
     "spark.authenticate.enableSaslEncryption",
@@ -161,19 +162,39 @@ def _is_local(context: SparkContext) -> bool:
 
 
 def _settled_slots(context: SparkContext, num_workers: int, slots_timeout: float) -> int:
-    """The number of slots once it suffices, or once no more seem to come."""
+    """The number of slots once it suffices, or once it is clear that no more will come."""
+    promised = _promised_slots(context)
+    if promised is not None and promised < num_workers:
+        return promised
     start = last_growth = time.monotonic()
     slots = most = _slots(context)
     while slots < num_workers:
         now = time.monotonic()
-        # Nothing yet means a session that has just begun; something, that the rest is close behind.
-        if now - start > slots_timeout or (most and now - last_growth > SETTLE_SECONDS):
+        # Nothing yet means a session that has just begun; something, that the rest is close behind,
+        # unless the configuration has promised it.
+        settled = promised is None and most and now - last_growth > SETTLE_SECONDS
+        if now - start > slots_timeout or settled:
             break
         time.sleep(0.1)
         slots = _slots(context)
         if slots > most:
             most, last_growth = slots, now
     return slots
+
+
+def _promised_slots(context: SparkContext) -> int | None:
+    """How many slots the cluster has at most once all executors are there, where its configuration
+    says so."""
+    conf = context.getConf()
+    master, task_cpus = str(context.master), int(conf.get("spark.task.cpus", "1"))
+    cluster = _LOCAL_CLUSTER.fullmatch(master)
+    if cluster:
+        return int(cluster[1]) * (int(cluster[2]) // task_cpus)
+    if master.startswith("spark://"):
+        most = conf.get("spark.cores.max")
+        return int(most) // task_cpus if most else None
+    instances, cores = conf.get("spark.executor.instances"), conf.get("spark.executor.cores")
+    return int(instances) * (int(cores) // task_cpus) if instances and cores else None
 
 
 def _slots(context: SparkContext) -> int:

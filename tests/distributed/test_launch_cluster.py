@@ -40,6 +40,7 @@ def test_workers_in_different_executors(spark):
 
 
 def test_more_workers_than_slots(spark):
+    dist.launch(lambda worker: None, num_workers=2)  # both executors have registered
     with pytest.raises(dist.SlotsError) as caught:
         dist.launch(lambda worker: None, num_workers=3, slots_timeout=1.0)
     for part in ("num_workers=3", "has 2 slots", "num_workers to 2", "spark.executor.instances"):
