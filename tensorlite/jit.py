@@ -1,8 +1,7 @@
 """jit: trace once for each signature, compile for the device, and call.
 
 A jitted function is one primitive, `call`, whose parameter is a graph; so every transform goes
-through it. Its derivative traces the forward and the backward computation jointly and splits that
-graph by dependence on the cotangents, so `grad(jit(f))` runs two compiled halves. A new signature
+through it; `grad(jit(f))` runs the two compiled halves that `halves.py` makes. A new signature
 (structure, shapes, dtypes, device, static values) is traced anew: a graph is never replayed for
 arguments that it was not traced for.
 """
@@ -13,11 +12,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from . import dtypes, tree
-from .autodiff import flat_vjp
+from . import tree
 from .core import Aval, Primitive, Tensor, bind, exactly, tracing_graph
 from .device import Device, current_device
-from .graph import Atom, Equation, Graph, Traced, Var, trace_graph
+from .graph import Graph, Traced, trace_graph
+from .halves import differentiate
 from .ops.creation import asarray, zeros_like
 from .vectorize import vmap
 
@@ -31,7 +30,7 @@ def _(*avals: Aval, graph: Graph, device: Device | None = None) -> tuple[Aval, .
 
 @call_p.fwd
 def _(needs: tuple[bool, ...], *args: Tensor, graph: Graph) -> Any:
-    halves = _derivative(graph, needs, args[0].device if args else current_device())
+    halves = differentiate(graph, needs, args[0].device if args else current_device())
     results = bind(call_p, *args, graph=halves.forward)
     count = len(graph.outputs)
     ans, residuals = results[:count], results[count:]
@@ -55,67 +54,6 @@ def _(args: list[Tensor], batched: list[bool], *, graph: Graph) -> tuple[Tensor,
         )
         graph.derived[key] = traced.graph
     return bind(call_p, *args, graph=graph.derived[key])
-
-
-class Halves(NamedTuple):
-    """`forward(*args) -> (*outputs, *residuals)` and `backward(*residuals, *cotangents) ->
-    cotangents of the needed args`."""
-
-    forward: Graph
-    backward: Graph
-
-
-def _derivative(graph: Graph, needs: tuple[bool, ...], device: Device) -> Halves:
-    key = ("derivative", needs)
-    if key not in graph.derived:
-        n_args, n_outs = len(graph.inputs), len(graph.outputs)
-        floats = [dtypes.is_float(aval.dtype) for aval in graph.out_avals]
-
-        def joint(*xs: Tensor) -> tuple[Tensor, ...]:
-            args, cts = xs[:n_args], xs[n_args:]
-            values, pull = flat_vjp(graph.run, args, needs)
-            gradients = pull(
-                [ct if is_float else None for ct, is_float in zip(cts, floats, strict=True)]
-            )
-            wanted = [x for x, need in zip(args, needs, strict=True) if need]
-            return values + tuple(
-                zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True)
-            )
-
-        traced = trace_graph(
-            joint, graph.in_avals + graph.out_avals, device=device, name=graph.name
-        )
-        graph.derived[key] = split(traced.graph, n_args, n_outs)
-    return graph.derived[key]
-
-
-def split(joint: Graph, n_args: int, n_outs: int) -> Halves:
-    """Cut a graph of (args, cotangents) -> (outputs, gradients) in two: what depends on a cotangent
-    goes into the second half.
-
-    Constants that are made from nothing go into both rather than being kept in between.
-    """
-    late: set[Atom] = set(joint.inputs[n_args:])
-    free: set[Atom] = set()
-    first: list[Equation] = []
-    second: list[Equation] = []
-    for eqn in joint.equations:
-        if not late.isdisjoint(a for a in eqn.inputs if isinstance(a, Var)):
-            second.append(eqn)
-            late.update(eqn.outputs)
-            continue
-        first.append(eqn)
-        if not eqn.inputs:
-            second.append(eqn)
-            free.update(eqn.outputs)
-    gradients = joint.outputs[n_outs:]
-    read = [a for eqn in second for a in eqn.inputs] + list(gradients)
-    kept = dict.fromkeys(a for a in read if isinstance(a, Var) and a not in late and a not in free)
-    forward = Graph(
-        joint.inputs[:n_args], first, [*joint.outputs[:n_outs], *kept], f"{joint.name} forward"
-    )
-    backward = Graph([*kept, *joint.inputs[n_args:]], second, gradients, f"{joint.name} backward")
-    return Halves(forward, backward)
 
 
 class CacheInfo(NamedTuple):

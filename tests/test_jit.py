@@ -15,7 +15,7 @@ from hypothesis import given, settings
 import tensorlite as tl
 from tensorlite import tree
 from tensorlite.graph import Graph
-from tensorlite.jit import _derivative, split
+from tensorlite.halves import differentiate, split
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -344,7 +344,7 @@ def test_no_heavy_work_is_done_twice() -> None:
         return tl.sum(tl.tanh(tl.matmul(tl.exp(tl.matmul(tl.ones((5, 3)), w1)), w2)))
 
     graph = tl.make_graph(model)(w1, w2)
-    halves = _derivative(graph, (True, True), w1.device)
+    halves = differentiate(graph, (True, True), w1.device)
     assert count(halves.forward, "matmul") == 2
     assert count(halves.backward, "matmul") == 3  # two weights, and the hidden layer once
     for name in ("exp", "tanh"):
@@ -355,11 +355,11 @@ def test_no_heavy_work_is_done_twice() -> None:
 
 def test_a_half_that_nothing_needs_is_left_out() -> None:
     graph = tl.make_graph(lambda a, b: a * tl.exp(b))(x, x)
-    halves = _derivative(graph, (True, False), x.device)
+    halves = differentiate(graph, (True, False), x.device)
     assert len(halves.backward.outputs) == 1
     assert count(halves.backward, "multiply") == 1
     linear = tl.make_graph(lambda a: a + a)(x)
-    halves = _derivative(linear, (True,), x.device)
+    halves = differentiate(linear, (True,), x.device)
     assert len(halves.forward.outputs) == 1, "a linear function keeps nothing"
 
 
