@@ -15,7 +15,7 @@ from tensorlite import tree
 from tensorlite.composite import Composite, composite
 from tensorlite.core import primitives
 from tensorlite.graph import Graph
-from tensorlite.jit import _derivative
+from tensorlite.halves import differentiate
 
 
 def float64(value: Any) -> tl.Tensor:
@@ -249,8 +249,8 @@ def block(x: tl.Tensor, w: tl.Tensor) -> tl.Tensor:
 
 def test_checkpoint_runs_its_function_again_and_keeps_no_residuals() -> None:
     x, w = tl.ones((2, 3)), tl.ones((3, 3))
-    plain = _derivative(tl.make_graph(block)(x, w), (True, True), x.device)
-    saved = _derivative(tl.make_graph(tl.checkpoint(block))(x, w), (True, True), x.device)
+    plain = differentiate(tl.make_graph(block)(x, w), (True, True), x.device)
+    saved = differentiate(tl.make_graph(tl.checkpoint(block))(x, w), (True, True), x.device)
     assert (count(plain.forward, "exp"), count(plain.backward, "exp")) == (1, 0)
     assert (count(saved.forward, "exp"), count(saved.backward, "exp")) == (1, 1)
     assert count(saved.backward, "matmul") == count(plain.backward, "matmul") + 2
@@ -283,7 +283,7 @@ def test_checkpoint_keeps_only_arguments_in_eager_mode() -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_checkpoint_changes_no_derivative(order: int) -> None:
+def test_checkpoint_changes_nodifferentiate(order: int) -> None:
     x, w = float64(np.full((2, 3), 0.1)), float64(np.eye(3) * 0.3)
 
     def chain(wrap: Any) -> Any:
