@@ -137,12 +137,16 @@ def erf(x: Array) -> Array:
     z = np.asarray(x, np.float64)
     size = np.minimum(np.abs(z), 6.0)  # erf(6) is 1 in double precision
     small = z * _ratio(_SMALL, np.where(size <= 0.5, z * z, 0))
+    result = np.where(size <= 0.5, small, np.copysign(1 - _erfc(size), z))
+    return np.where(np.isnan(z), z, result).astype(np.asarray(x).dtype)
+
+
+def _erfc(size: Array) -> Array:
+    """1 - erf, to double precision, for arguments of 0.46 and more."""
     middle = _ratio(_MIDDLE, size)
     inverse = 1 / np.square(np.maximum(size, 1.0))
     large = (1 / math.sqrt(math.pi) - inverse * _ratio(_LARGE, inverse)) / np.maximum(size, 1.0)
-    complement = np.exp(-size * size) * np.where(size <= 4, middle, large)
-    result = np.where(size <= 0.5, small, np.copysign(1 - complement, z))
-    return np.where(np.isnan(z), z, result).astype(np.asarray(x).dtype)
+    return np.exp(-size * size) * np.where(size <= 4, middle, large)
 
 
 def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Array) -> Array:
@@ -176,8 +180,8 @@ _TAIL = (
 
 
 def erfinv(x: Array) -> Array:
-    """The inverse of erf on [-1, 1], NaN outside: Giles' polynomials, then for float64 two Newton
-    steps."""
+    """The inverse of erf on [-1, 1], NaN outside: Giles' polynomials, then for float64 steps of
+    Newton's method."""
     z = np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         w = -np.log((1 - z) * (1 + z))
@@ -188,7 +192,18 @@ def erfinv(x: Array) -> Array:
             np.polyval(_TAIL, np.sqrt(np.maximum(inside, 5)) - 3),
         )
         if np.asarray(x).dtype == np.float64:
-            for _ in range(2):
-                y = y - (erf(y) - z) / (2 / math.sqrt(math.pi) * np.exp(-y * y))
+            y = np.copysign(_refined(np.abs(y), np.abs(z)), z)
         y = np.where(np.abs(z) < 1, y, np.where(np.abs(z) == 1, np.copysign(np.inf, z), np.nan))
     return y.astype(np.asarray(x).dtype)
+
+
+def _refined(y: Array, z: Array) -> Array:
+    """`y` after four Newton steps towards erf(y) = z >= 0. In the tail they are steps towards
+    log(erfc(y)) = log(1 - z), which is nearly a parabola, while erf is flat there."""
+    tail, rest = z > 0.5, 1 - z
+    for _ in range(4):
+        slope = 2 / math.sqrt(math.pi) * np.exp(-y * y)
+        complement = _erfc(np.maximum(y, 0.46))
+        step = np.where(tail, np.log(complement / rest) * complement, z - erf(y)) / slope
+        y = y + step
+    return y
