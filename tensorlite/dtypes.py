@@ -107,7 +107,7 @@ def promote(a: DType, b: DType) -> DType:
 
 def of_python_scalar(value: bool | int | float, partner: DType | None = None) -> DType:
     """The dtype that a Python scalar takes beside a tensor of dtype `partner` (None: alone)."""
-    if partner in FLOATS:
+    if partner is not None and partner in FLOATS:
         return partner
     if isinstance(value, bool):
         return bool_ if partner is None else partner

@@ -170,7 +170,7 @@ def _can_change(array: np.ndarray) -> bool:
         if owner.flags.writeable:
             return True
         owner = owner.base
-    return isinstance(owner, memoryview) and not owner.readonly
+    return isinstance(owner, memoryview) and not isinstance(owner.obj, bytes)
 
 
 def _holds(obj: Any, kinds: Any) -> bool:
