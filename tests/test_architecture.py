@@ -23,7 +23,7 @@ ROOMS = (
     ("device",),
     ("ops",),
     ("autodiff", "vectorize", "graph"),
-    ("composite", "jit"),
+    ("halves", "composite", "jit"),
     ("compiler",),
     ("backends",),
     ("random",),

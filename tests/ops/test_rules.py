@@ -77,6 +77,21 @@ def test_shape_rule_agrees_with_the_result(name: str, data: Any) -> None:
     args = tensors(sample.args)
     expected = primitives[name].abstract(*[a.aval for a in args], **sample.params)
     assert [o.aval for o in run(name, args, sample.params)] == _avals(expected)
+    for arg, given_ in zip(args, sample.args, strict=True):
+        np.testing.assert_array_equal(arg.numpy(), given_, err_msg="an argument was written to")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if isinstance(primitives[n], Composite)])
+@rules
+@given(data=st.data())
+def test_what_a_composite_overrides_agrees_with_its_body(name: str, data: Any) -> None:
+    sample = draw_sample(data, name)
+    args, body = tensors(sample.args), primitives[name].body
+    assert body is not None
+    expected = as_tuple(body(*args, **sample.params))
+    for result, reference in zip(run(name, args, sample.params), expected, strict=True):
+        assert result.aval == reference.aval
+        close(result.numpy(), reference.numpy())
 
 
 def _avals(result: Any) -> list[Aval]:
@@ -198,6 +213,36 @@ def test_vmap_against_a_loop(name: str, data: Any) -> None:
         one = f(*tensors([a[i] if b else a for a, b in zip(stacked, batched, strict=True)]))
         for whole, part in zip(together, one, strict=True):
             close(whole.numpy()[i], part.numpy())
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"full", "iota"}))
+@settings(rules, max_examples=6)
+@given(data=st.data())
+def test_vmap_of_vmap_against_loops(name: str, data: Any) -> None:
+    sample = draw_sample(data, name)
+    allowed = sample.batchable or (True,) * len(sample.args)
+    assume(any(allowed))
+    ways = st.lists(st.booleans(), min_size=len(allowed), max_size=len(allowed))
+    outer, inner = (
+        [b and a for b, a in zip(data.draw(ways, label=label), allowed, strict=True)]
+        for label in ("outer", "inner")
+    )
+    assume(any(outer) and any(inner))
+    stacked = []
+    for a, is_inner, is_outer in zip(sample.args, inner, outer, strict=True):
+        a = _examples(a) if is_inner else a
+        stacked.append(_examples(a) if is_outer else a)
+
+    def f(*args: tl.Tensor) -> tuple[tl.Tensor, ...]:
+        return run(name, args, sample.params)
+
+    axes = [tuple(0 if b else None for b in way) for way in (outer, inner)]
+    together = tl.vmap(tl.vmap(f, axes[1]), axes[0])(*tensors(stacked))
+    for i, j in itertools.product(range(2), repeat=2):
+        rows = [a[i] if b else a for a, b in zip(stacked, outer, strict=True)]
+        one = f(*tensors([a[j] if b else a for a, b in zip(rows, inner, strict=True)]))
+        for whole, part in zip(together, one, strict=True):
+            close(whole.numpy()[i, j], part.numpy())
 
 
 def _examples(a: np.ndarray) -> np.ndarray:
