@@ -175,7 +175,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         IndexError: too many indices, or one is out of range.
         TypeError: an entry is none of these.
     """
-    entries = _expand(x, index)
+    entries, dots = _expand(x, index)
     if not any(isinstance(e, Tensor) for e in entries):
         return _basic(x, entries)
     # First what is no array; then the arrays (an integer beside an array counts as one).
@@ -185,8 +185,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     arrays = broadcast_arrays(*[e for e in entries if isinstance(e, Tensor)])
     rest = [i for i in range(x.ndim) if i not in places]
     result = bind(gather_p, permute_dims(x, (*places, *rest)), *arrays)
-    adjacent = places == list(range(places[0], places[0] + len(places)))
-    if not adjacent or places[0] == 0:
+    if not _adjacent(places, dots) or places[0] == 0:
         return result
     count = arrays[0].ndim
     return moveaxis(result, tuple(range(count)), tuple(range(places[0], places[0] + count)))
@@ -196,27 +195,38 @@ def _is_int(entry: Any) -> bool:
     return isinstance(entry, int | np.integer) and not isinstance(entry, bool)
 
 
-def _expand(x: Tensor, index: Any) -> list[Any]:
+def _adjacent(places: list[int], dots: int | None) -> bool:
+    """Whether the arrays among the entries stand side by side. If not, what they index comes first
+    in the result. As in NumPy, a `...` between two of them counts even if it stands for no axis."""
+    first, last = places[0], places[-1]
+    return last - first + 1 == len(places) and not (dots is not None and first < dots <= last)
+
+
+def _expand(x: Tensor, index: Any) -> tuple[list[Any], int | None]:
     """The entries of an index: ints, slices, None and integer tensors, with `...` and boolean masks
-    spelt out."""
+    spelt out; and before which of them `...` stood."""
     given = [_entry(e) for e in (index if isinstance(index, tuple) else (index,))]
     used = sum(_axes_used(e) for e in given)
     if used > x.ndim:
         raise IndexError(f"too many indices: {used} for shape {x.shape}")
-    dots = [i for i, e in enumerate(given) if e is Ellipsis]
-    if len(dots) > 1:
+    if sum(e is Ellipsis for e in given) > 1:
         raise IndexError("an index has at most one ...")
-    at = dots[0] if dots else len(given)
-    given[at : at + 1] = [slice(None)] * (x.ndim - used)
+    if not any(e is Ellipsis for e in given):
+        given += [slice(None)] * (x.ndim - used)
     entries: list[Any] = []
+    dots = None
     axis = 0
     for entry in given:
-        if isinstance(entry, Tensor) and entry.dtype == dtypes.bool_:
+        if entry is Ellipsis:
+            dots = len(entries)
+            entries += [slice(None)] * (x.ndim - used)
+            axis += x.ndim - used
+        elif isinstance(entry, Tensor) and entry.dtype == dtypes.bool_:
             entries += _mask_to_indices(x, entry, axis)
         else:
             entries.append(entry)
         axis += _axes_used(entry)
-    return entries
+    return entries, dots
 
 
 def _entry(entry: Any) -> Any:
@@ -345,9 +355,9 @@ _COMBINE = {"add": add, "multiply": multiply, "min": minimum, "max": maximum}
 
 def _update(x: Tensor, index: Any, values: Any, mode: str) -> Tensor:
     values = _as_updates(x, values, mode)
-    entries = _expand(x, index)
+    entries, dots = _expand(x, index)
     if any(isinstance(e, Tensor) for e in entries):
-        return _update_at_arrays(x, entries, values, mode)
+        return _update_at_arrays(x, index, entries, dots, values, mode)
     limits, flips, shape = _plan(x, entries)
     values = _fit(values, shape, mode)
     kept = tuple(len(range(*limit)) for limit in limits)
@@ -401,11 +411,13 @@ def _neutral(mode: str, dtype: np.dtype) -> Any:
     return limits.max if mode == "min" else limits.min
 
 
-def _update_at_arrays(x: Tensor, entries: list[Any], values: Tensor, mode: str) -> Tensor:
+def _update_at_arrays(
+    x: Tensor, index: Any, entries: list[Any], dots: int | None, values: Tensor, mode: str
+) -> Tensor:
     if any(e is None or (isinstance(e, slice) and e != slice(None)) for e in entries):
         # Beside partial slices or new axes: update the flattened tensor at the positions that
         # indexing picks.
-        positions = getitem(reshape(iota((x.size,), 0), x.shape), tuple(entries))
+        positions = getitem(reshape(iota((x.size,), 0), x.shape), index)
         values = _fit(values, positions.shape, mode)
         flat = bind(
             scatter_p, reshape(x, -1), reshape(values, -1), reshape(positions, -1), mode=mode
@@ -417,8 +429,7 @@ def _update_at_arrays(x: Tensor, entries: list[Any], values: Tensor, mode: str) 
     order = (*places, *[i for i in range(x.ndim) if i not in places])
     moved = permute_dims(x, order)
     count = arrays[0].ndim
-    adjacent = places == list(range(places[0], places[0] + len(places)))
-    start = places[0] if adjacent else 0
+    start = places[0] if _adjacent(places, dots) else 0
     rest = moved.shape[len(places) :]
     values = _fit(values, rest[:start] + arrays[0].shape + rest[start:], mode)
     values = moveaxis(values, tuple(range(start, start + count)), tuple(range(count)))

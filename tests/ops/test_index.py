@@ -9,7 +9,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 import tensorlite as tl
 from tensorlite.ops.index import one_hot
@@ -59,6 +59,10 @@ def one_axis(n: int, common: tuple[int, ...]) -> st.SearchStrategy[Any]:
     )
 
 
+NO_AXIS = (arange((1, 1, 2)), (None, 0, ..., 0, np.array([0, 1, 0])))  # `...` still separates
+
+
+@example(NO_AXIS)
 @given(basic() | advanced())
 def test_indexing_is_numpys(case: Any) -> None:
     a, index = case
@@ -69,6 +73,7 @@ def test_indexing_is_numpys(case: Any) -> None:
         np.testing.assert_array_equal(result.numpy(), expected)
 
 
+@example(NO_AXIS)
 @given(basic() | advanced())
 def test_the_gradient_of_indexing_counts_what_was_taken(case: Any) -> None:
     a, index = case
@@ -110,6 +115,8 @@ def test_updates_are_numpys(mode: str, case: Any, data: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", [*UFUNCS, "set"])
+@example(case=NO_AXIS)
+@example(case=(NO_AXIS[0], (0, ..., 0, np.array([0, 1]))))
 @given(case=basic() | advanced())
 def test_gradients_of_updates_against_finite_differences(mode: str, case: Any) -> None:
     a, index = case
