@@ -24,6 +24,7 @@ ROOMS = (
     ("ops",),
     ("autodiff", "vectorize", "graph"),
     ("halves", "composite", "jit"),
+    ("control_flow", "scan", "derivatives"),
     ("compiler",),
     ("backends",),
     ("random",),
