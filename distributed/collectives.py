@@ -176,8 +176,8 @@ class _Packed:
         """The results as tensors, in the structure of the tree."""
         tensors = []
         for result, device in zip(self.results, self._devices, strict=True):
-            result.flags.writeable = False
-            tensors.append(tl.asarray(result, device=device))
+            # Nobody else has the array, so the tensor may keep it.
+            tensors.append(tl.asarray(result, device=device, copy=False))
         return tl.tree.unflatten(self._treedef, tensors)
 
 

@@ -9,7 +9,9 @@ from . import data, nn, optim, random, tree
 from ._version import __version__
 from .autodiff import grad, jvp, value_and_grad, vjp
 from .composite import checkpoint, custom_vjp
+from .control_flow import cond, while_loop
 from .core import Tensor, TracerError
+from .derivatives import hessian, jacfwd, jacrev, linearize
 from .device import Device, default_device, devices
 from .dtypes import (
     bfloat16,
@@ -148,4 +150,5 @@ from .ops.shape import (
     stack,
     swapaxes,
 )
+from .scan import map, scan
 from .vectorize import vmap

@@ -25,7 +25,7 @@ from tests.ops.sampling import Sample, all_strategies, has_floats, strategy_of
 
 # Primitives that take graphs, devices or functions as parameters: their rules are tested where they
 # live.
-ELSEWHERE = {"call", "checkpoint", "transfer"}
+ELSEWHERE = {"call", "checkpoint", "transfer", "cond", "while_loop", "scan"}
 NAMES = sorted(set(primitives) - ELSEWHERE)
 SAMPLED = all_strategies()
 FLOATING = [n for n in NAMES if has_floats(n)]

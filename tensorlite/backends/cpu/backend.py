@@ -13,7 +13,7 @@ from ...device import Device, gather_on_one_device, lowering, lowerings_of
 from ...graph import Graph
 from ...jit import call_p
 from ...ops.creation import transfer_p
-from .executor import compile_graph
+from .executor import executable
 
 
 def _silent_floating_point() -> tuple[contextvars.ContextVar[Any], Any]:
@@ -88,7 +88,4 @@ class CPU:
 
 @lowering(call_p, "cpu")
 def _(*buffers: np.ndarray, graph: Graph, device: Device | None = None) -> tuple[np.ndarray, ...]:
-    executable = graph.derived.get("cpu")
-    if executable is None:
-        executable = graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
-    return executable(*buffers)
+    return executable(graph)(*buffers)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...compiler.inline import inline
 from ...core import Primitive
+from ...device import lowerings_of
 from ...graph import Atom, Equation, Graph, Var
 from ...ops.creation import transfer_p
 
@@ -67,6 +68,13 @@ def compile_graph(
         return tuple(memory[i] for i in outputs)
 
     return run
+
+
+def executable(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:
+    """The compiled `graph`, compiled at its first use."""
+    if "cpu" not in graph.derived:
+        graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
+    return graph.derived["cpu"]
 
 
 def _with_last_reads(
