@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from . import tree
 from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, bind, leaked, new_trace
 from .device import Device, current_device
-from .ops.creation import asarray
+from .ops.creation import asarray, weak_aval
 
 
 class Var:
@@ -213,7 +213,10 @@ def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
     def traced(*args: Any, **kwargs: Any) -> Graph:
         leaves, treedef = tree.flatten((args, kwargs))
         weak = [isinstance(leaf, bool | int | float) for leaf in leaves]
-        avals = [asarray(leaf).aval for leaf in leaves]
+        avals = [
+            weak_aval(leaf) if w else asarray(leaf).aval
+            for leaf, w in zip(leaves, weak, strict=True)
+        ]
 
         def flat(*flat_args: Tensor) -> Any:
             new_args, new_kwargs = tree.unflatten(treedef, flat_args)

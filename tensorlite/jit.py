@@ -17,7 +17,7 @@ from .core import Aval, Primitive, Tensor, bind, exactly, tracing_graph
 from .device import Device, current_device
 from .graph import Graph, Traced, trace_graph
 from .halves import differentiate
-from .ops.creation import asarray, zeros_like
+from .ops.creation import asarray, weak_aval, zeros_like
 from .vectorize import vmap
 
 call_p = Primitive("call")
@@ -92,10 +92,13 @@ class Jitted:
         device = None
         for i, leaf in enumerate(leaves):
             if type(leaf) is not Tensor:
-                if leaf.weak if isinstance(leaf, Tensor) else isinstance(leaf, bool | int | float):
+                if isinstance(leaf, bool | int | float):
                     weak.append(i)
-                if not isinstance(leaf, Tensor):
+                    leaf = leaves[i] = asarray(leaf, dtype=weak_aval(leaf).dtype)
+                elif not isinstance(leaf, Tensor):
                     leaf = leaves[i] = self._as_tensor(leaf, i, args, kwargs)
+                elif leaf.weak:
+                    weak.append(i)
             shape = leaf.shape
             if device is None and shape:
                 device = leaf.device

@@ -456,3 +456,15 @@ def test_a_failed_trace_is_not_kept() -> None:
         f(x)
     broken = False
     assert f(x).tolist() == [0, 1, 2]
+
+
+def test_a_python_float_keeps_its_precision_until_it_meets_a_tensor() -> None:
+    def f(x: tl.Tensor, rate: Any) -> tl.Tensor:
+        return x * (rate * 2 + 1) - abs(-rate)
+
+    x = tl.asarray(np.linspace(0, 1, 5))
+    assert x.dtype == tl.float64
+    np.testing.assert_array_equal(tl.jit(f)(x, 0.1).numpy(), f(x, 0.1).numpy())
+    np.testing.assert_array_equal(tl.jit(tl.jit(f))(x, 0.1).numpy(), f(x, 0.1).numpy())
+    for alone in (lambda a: a, tl.exp, lambda a: tl.where(a > 0, a, 1.0), lambda a: tl.add(a, a)):
+        assert tl.jit(alone)(0.1).dtype == tl.float32

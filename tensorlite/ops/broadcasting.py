@@ -85,7 +85,8 @@ def elementwise(
     prim.batch_rule = functools.partial(batch_elementwise, prim)
 
     def unary(x: Any, /) -> Tensor:
-        x = x if isinstance(x, Tensor) else asarray(x)
+        if not isinstance(x, Tensor) or x.weak:
+            x = asarray(x)
         if x.dtype not in kinds:
             x = _convert(name, x, kinds)
         return bind(prim, x)
@@ -118,15 +119,21 @@ def meet(x: Any, y: Any, op: str = "operator") -> tuple[Tensor, Tensor]:
     """Two operands at their common dtype; a Python scalar takes that of the other operand."""
     if isinstance(x, Tensor):
         if isinstance(y, Tensor):
+            if x.weak and y.weak:
+                x, y = asarray(x), asarray(y)
             if x.dtype == y.dtype:
                 return x, y
             dtype = dtypes.result_type(x, y)
             return cast(x, dtype), cast(y, dtype)
         if isinstance(y, bool | int | float):
+            if x.weak:
+                x = asarray(x)
             own = x.dtype
             dtype = dtypes.of_python_scalar(y, own)
             return x if dtype is own else cast(x, dtype), constant(y, dtype, x, op)
     elif isinstance(y, Tensor) and isinstance(x, bool | int | float):
+        if y.weak:
+            y = asarray(y)
         dtype = dtypes.of_python_scalar(x, y.dtype)
         return constant(x, dtype, y, op), cast(y, dtype)
     return meet(asarray(x), asarray(y), op)

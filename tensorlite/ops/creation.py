@@ -112,7 +112,7 @@ def asarray(
     """
     target = None if device is None else get_device(device)
     if isinstance(obj, Tensor):
-        result: Any = obj.as_weak(False) if obj.weak else obj  # type: ignore[attr-defined]
+        result: Any = _strong(obj) if obj.weak else obj
         result = result if dtype is None else cast(result, dtypes.canonical(dtype))
         if target is not None and result.device is not target:
             result = bind(transfer_p, result, device=target)
@@ -132,6 +132,18 @@ def asarray(
         array = array.copy()
     home = target or current_device()
     return Tensor(home.from_numpy(array), home)
+
+
+def _strong(scalar: Any) -> Tensor:
+    """A traced Python scalar as a tensor of its own; while it is weak it has Python's precision."""
+    result = scalar.as_weak(False)
+    return cast(result, dtypes.default_float) if result.dtype == dtypes.float64 else result
+
+
+def weak_aval(scalar: bool | int | float) -> Aval:
+    """What a traced Python scalar is: a float keeps Python's precision until it meets a tensor."""
+    wide = dtypes.float64 if isinstance(scalar, float) else dtypes.of_python_scalar(scalar)
+    return Aval((), wide)
 
 
 def _to_numpy(obj: Any, dtype: np.dtype | None) -> tuple[np.ndarray, bool]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Tensor
+from ..dtypes import float64
 from . import elementwise as e
 from . import index, linalg, reduce, shape
 from .creation import asarray
@@ -32,14 +33,16 @@ def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
     def forward(self: Tensor, other: Any) -> Any:
         if not _accepts(other):
             return NotImplemented
-        result = function(self, other)
-        return _weak(result) if self.weak and _is_weak(other) else result
+        if self.weak and _is_weak(other):
+            return _among_scalars(function, self, other)
+        return function(self, other)
 
     def reflected(self: Tensor, other: Any) -> Any:
         if not _accepts(other):
             return NotImplemented
-        result = function(other, self)
-        return _weak(result) if self.weak and _is_weak(other) else result
+        if self.weak and _is_weak(other):
+            return _among_scalars(function, other, self)
+        return function(other, self)
 
     return forward, reflected
 
@@ -48,8 +51,20 @@ def _is_weak(other: Any) -> bool:
     return other.weak if isinstance(other, Tensor) else isinstance(other, _SCALARS)
 
 
-def _weak(result: Any) -> Tensor:
+def _among_scalars(function: Callable[..., Tensor], *scalars: Any) -> Tensor:
+    """`function` of scalars, at least one of them traced, with the precision that Python has."""
+    wide = [
+        x.as_weak(False)  # type: ignore[attr-defined]
+        if isinstance(x, Tensor)
+        else asarray(x, dtype=float64 if isinstance(x, float) else None)
+        for x in scalars
+    ]
+    result: Any = function(*wide)
     return result.as_weak(True)
+
+
+def _unary_operator(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: _among_scalars(function, x) if x.weak else function(x)
 
 
 _BINARY: dict[str, Callable[..., Tensor]] = {
@@ -131,8 +146,8 @@ def attach() -> None:
         setattr(cls, f"__r{name}__", _operator(function)[1] if name == "pow" else reflected)
     for name, function in _COMPARE.items():
         setattr(cls, f"__{name}__", _operator(function)[0])
-    cls.__neg__ = lambda x: _weak(e.negative(x)) if x.weak else e.negative(x)
-    cls.__abs__ = lambda x: _weak(e.abs(x)) if x.weak else e.abs(x)
+    cls.__neg__ = _unary_operator(e.negative)
+    cls.__abs__ = _unary_operator(e.abs)
     cls.__pos__ = lambda x: x
     cls.__invert__ = lambda x: e.bitwise_invert(x)
     cls.__getitem__ = index.getitem
