@@ -5,7 +5,7 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 `data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
 """
 
-from . import data, nn, optim, random, tree
+from . import data, io, nn, optim, random, tree
 from ._version import __version__
 from .autodiff import grad, jvp, value_and_grad, vjp
 from .composite import checkpoint, custom_vjp
