@@ -1,6 +1,7 @@
 """Files, and models that other programs made or read."""
 
+from .files import load, read_metadata, save
 from .onnx import from_onnx
-from .safetensors import load, read_metadata, save
+from .torch import from_torch, to_torch
 
-__all__ = ["from_onnx", "load", "read_metadata", "save"]
+__all__ = ["from_onnx", "from_torch", "load", "read_metadata", "save", "to_torch"]

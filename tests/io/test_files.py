@@ -41,9 +41,9 @@ trees = st.recursive(
 )
 
 
-@given(trees)
-def test_any_tree_comes_back(tmp_path_factory, value):
-    path = tmp_path_factory.mktemp("trees") / "tree.safetensors"
+@given(trees, st.sampled_from([".safetensors", ".npz"]))
+def test_any_tree_comes_back(tmp_path_factory, value, suffix):
+    path = tmp_path_factory.mktemp("trees") / f"tree{suffix}"
     tl.save(path, value)
     zeros = tree.map(tl.zeros_like, value)
     same(tl.load(path, like=zeros), value)
@@ -96,8 +96,8 @@ def test_other_programs_read_and_write_the_same_format(tmp_path):
 
 
 def test_what_is_loaded_is_a_tensor_like_any_other(tmp_path):
-    tl.save(tmp_path / "x", tl.arange(3))
-    x = tl.load(tmp_path / "x")["value"]
+    tl.save(tmp_path / "x.safetensors", tl.arange(3))
+    x = tl.load(tmp_path / "x.safetensors")["value"]
     np.testing.assert_array_equal(np.asarray(x.at[0].set(5) + 1), [6, 2, 3])
 
 
@@ -122,7 +122,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
 def test_a_traced_value_cannot_be_saved(tmp_path):
     with pytest.raises(tl.TracerError):
-        tl.jit(lambda x: tl.save(tmp_path / "x", x))(tl.ones(2))
+        tl.jit(lambda x: tl.save(tmp_path / "x.safetensors", x))(tl.ones(2))
     assert not os.listdir(tmp_path)
 
 
@@ -163,14 +163,14 @@ def test_a_file_that_does_not_fit_is_refused_with_the_differences(tmp_path):
 
 
 def test_long_differences_are_cut(tmp_path):
-    path = tmp_path / "many"
+    path = tmp_path / "many.safetensors"
     tl.save(path, {f"leaf{i}": tl.zeros(1) for i in range(30)})
     with pytest.raises(ValueError, match=r"and 10 more$"):
         tl.load(path, like={})
 
 
 def test_a_dtype_that_tensorlite_lacks_is_named(tmp_path):
-    path = tmp_path / "complex"
+    path = tmp_path / "complex.safetensors"
     safetensors.numpy.save_file({"z": np.zeros(2, np.complex64)}, path)
     with pytest.raises(ValueError, match="'z' has dtype C64"):
         tl.load(path)
@@ -188,13 +188,13 @@ def test_a_dtype_that_tensorlite_lacks_is_named(tmp_path):
 )
 def test_what_cannot_be_saved(tmp_path, value, metadata, error, message):
     with pytest.raises(error, match=message):
-        tl.save(tmp_path / "x", value, metadata)
+        tl.save(tmp_path / "x.safetensors", value, metadata)
     assert not os.listdir(tmp_path)
 
 
 def test_missing_files_and_folders(tmp_path):
     for read in (tl.load, io.read_metadata):
         with pytest.raises(FileNotFoundError, match="there is no file .*nowhere"):
-            read(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere to write x to"):
-        tl.save(tmp_path / "nowhere" / "x", {})
+            read(tmp_path / "nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere to write x.npz to"):
+        tl.save(tmp_path / "nowhere" / "x.npz", {})
