@@ -143,10 +143,11 @@ def _new_session(num_workers: int) -> Any:
     java = Path(java_home, "bin", "java") if java_home else None
     if not (java.exists() if java else shutil.which("java")):
         raise DistributedError(INSTALL_JAVA)
+    # The loopback interface works on every laptop, whatever its host name resolves to.
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     return (
         SparkSession.builder.master(f"local[{num_workers}]")
         .appName("tensorlite")
-        # The loopback interface works on every laptop, whatever its host name resolves to.
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
         .config("spark.ui.enabled", "false")
