@@ -45,6 +45,7 @@ class Job:
     checkpoint: str | None
     checkpoint_every: int | None
     drop_last: bool
+    shards: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,12 +95,12 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
     shapes_seen: set[int] = set()
     for epoch, batch in _batches(job, start=step):
         began = time.perf_counter()
-        share = Share.of(worker, batch)
-        arrays = functions.input(epoch, share.rows, [array[share.rows] for array in job.arrays])
+        shares = Share.all_of(worker, batch, job.shards)
+        arrays = [functions.input(epoch, share.rows) for share in shares]
         fed = time.perf_counter()
-        partial, counters = functions.gradients(state["model"], step, share, arrays)
+        partial, counters = functions.gradients(state["model"], step, shares, arrays)
         computed = time.perf_counter()
-        total = all_reduce(partial, op="sum")
+        total = functions.total(partial)
         reduced = time.perf_counter()
         state = functions.update(state, total, counters)
         losses.append(float(total["loss"]))
@@ -131,7 +132,7 @@ def _batches(job: Job, start: int) -> Iterator[tuple[int, np.ndarray]]:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One worker's part of a global batch.
+    """A part of a global batch, whose gradients are computed at once.
 
     Attributes:
         rows: the numbers of its rows in the data set.
@@ -144,14 +145,20 @@ class Share:
     weight: float
 
     @classmethod
-    def of(cls, worker: Worker, batch: np.ndarray) -> Share:
-        """Consecutive rows in rank order; the sizes differ by at most one.
+    def all_of(cls, worker: Worker, batch: np.ndarray, shards: int | None) -> list[Share]:
+        """This worker's shards of the batch, in order: one, unless the job has a number of shards.
 
-        A worker for which no row is left computes one of weight 0, since a mean needs a row.
+        The batch is cut into as many parts of consecutive rows as there are shards; their sizes
+        differ by at most one.
         """
-        first = len(batch) * worker.rank // worker.size
-        end = len(batch) * (worker.rank + 1) // worker.size
-        if end == first:
+        count = shards or worker.size
+        mine = range(worker.rank * count // worker.size, (worker.rank + 1) * count // worker.size)
+        return [cls._shard(batch, number, count) for number in mine]
+
+    @classmethod
+    def _shard(cls, batch: np.ndarray, number: int, count: int) -> Share:
+        first, end = len(batch) * number // count, len(batch) * (number + 1) // count
+        if end == first:  # no row is left for it: compute one of weight 0, since a mean needs a row
             return cls(batch[:1], 0, 0.0)
         return cls(batch[first:end], first, (end - first) / len(batch))
 
@@ -169,6 +176,8 @@ class _Functions:
         self._average = moving_average(job)
         self._augment = tl.jit(self._augmented)
         self._gradients = tl.jit(self._weighted_gradients)
+        self._add = tl.jit(lambda a, b: tl.tree.map(tl.add, a, b))
+        self._fold = tl.jit(lambda stacked: tl.tree.map(_pairwise_sum, stacked))
         self.update = tl.jit(self._updated)
 
     def start(self, model: Any) -> dict[str, Any]:
@@ -178,22 +187,37 @@ class _Functions:
             state["average"] = self._average.init(model)
         return state
 
-    def input(self, epoch: int, rows: np.ndarray, arrays: list[np.ndarray]) -> list[tl.Tensor]:
-        """The arrays of a batch as tensors, the first one augmented."""
-        tensors = [tl.asarray(array, copy=False) for array in arrays]
+    def input(self, epoch: int, rows: np.ndarray) -> list[tl.Tensor]:
+        """The arrays of a shard as tensors, the first one augmented."""
+        tensors = [tl.asarray(array[rows], copy=False) for array in self._job.arrays]
         if self._job.augment is not None:
             tensors[0] = self._augment(tl.asarray(epoch), tl.asarray(rows), tensors[0])
         return tensors
 
     def gradients(
-        self, model: Any, step: int, share: Share, arrays: list[tl.Tensor]
+        self, model: Any, step: int, shares: list[Share], arrays: list[list[tl.Tensor]]
     ) -> tuple[dict[str, Any], list[tl.Tensor]]:
         """This worker's terms of the sums over the global batch, and its integer buffers."""
-        key = None
-        if self._takes_key:
-            of_step = random.fold_in(self._loss_key, step)
-            key = random.shard(of_step, share.first, len(share.rows))
-        return self._gradients(model, key, tl.asarray(np.asarray(share.weight)), arrays)
+        of_step = random.fold_in(self._loss_key, step) if self._takes_key else None
+        partials = []
+        for share, of_share in zip(shares, arrays, strict=True):
+            key = None
+            if of_step is not None:
+                key = random.shard(of_step, share.first, len(share.rows))
+            weight = tl.asarray(np.asarray(share.weight))
+            partials.append(self._gradients(model, key, weight, of_share))
+        counters = partials[0][1]
+        sums = [partial for partial, _ in partials]
+        while len(sums) > 1:  # in pairs of neighbours, as `_pairwise_sum` goes on among workers
+            sums = [self._add(a, b) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
+        return sums[0], counters
+
+    def total(self, partial: dict[str, Any]) -> dict[str, Any]:
+        """The sums over all workers: by a ring, or, for shards, in an order that is the same for
+        any number of workers, for which every worker must get the terms of all."""
+        if self._job.shards is None:
+            return all_reduce(partial, op="sum")
+        return self._fold(all_gather(partial))
 
     def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
         augment = self._job.augment
@@ -249,6 +273,13 @@ class _Functions:
 def moving_average(job: Job) -> optim.MovingAverage | None:
     """The moving average that the job asks for. Its warm-up forgets the initial parameters soon."""
     return optim.ema(job.ema, warm_up=True) if job.ema is not None else None
+
+
+def _pairwise_sum(x: tl.Tensor) -> tl.Tensor:
+    """The sum over axis 0, whose length is a power of two, as a balanced tree of neighbours."""
+    while x.shape[0] > 1:
+        x = x[0::2] + x[1::2]
+    return x[0]
 
 
 def _check_kept(kept: Any, model: Any) -> None:

@@ -98,6 +98,8 @@ def test_progress_function_gets_records():
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0, got -1"),
         ({"num_workers": 13}, "batch_size=12 rows cannot be shared by 13 workers"),
+        ({"shards": 3}, "shards=3 and 1 workers must be powers of two"),
+        ({"shards": 2, "num_workers": 4}, "shards=2 and 4 workers"),
         ({"ema": 1.5}, "ema is a decay between 0 and 1, got 1.5"),
         ({"checkpoint_every": 5}, "checkpoint_every needs a checkpoint folder"),
         ({"device": "opencl:7"}, "there is no device 'opencl:7'; this machine has cpu"),
@@ -148,6 +150,16 @@ def test_on_spark_as_in_this_process(spark, num_workers):
     assert result.summary["workers"] == num_workers
     again = trainer(num_workers=num_workers).fit(make_model(), dataset(), steps=20)
     assert bits(again.model) == bits(result.model)
+
+
+@pytest.mark.spark
+def test_shards_on_spark_give_the_bits_of_this_process(spark):
+    options = {"shards": 4, "optimizer": optim.sgd(1.0, momentum=0.9)}
+    alone = trainer(**options).fit(make_model(), dataset(), steps=20)
+    for num_workers in (2, 4):
+        result = trainer(num_workers=num_workers, **options).fit(make_model(), dataset(), steps=20)
+        assert result.history["loss"] == alone.history["loss"]
+        assert bits(result.model) == bits(alone.model)
 
 
 @pytest.mark.spark

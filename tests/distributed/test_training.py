@@ -102,6 +102,24 @@ def test_float64_curve(num_workers):
     np.testing.assert_allclose(together, alone, rtol=1e-10)
 
 
+@pytest.mark.parametrize("rows", [50, 17])
+def test_shards_give_any_number_of_workers_the_same_bits(rows):
+    def loss(model, images, labels, key):
+        logits = model(nn.dropout(images, 0.3, key), training=True)
+        return tl.mean(nn.softmax_cross_entropy(logits, labels)), model
+
+    # A rate at which training is unstable: differences in the last digit would soon be large.
+    optimizer = optim.sgd(2.0, momentum=0.9)
+    options = {"loss": loss, "optimizer": optimizer, "shards": 4, "ema": 0.9}
+    the_job, model = job(dataset(rows), 40, **options), Classifier(random.key(0))
+    alone = train(1, the_job, model)[0]
+    for num_workers in (2, 4):
+        together = train(num_workers, the_job, model)[-1]
+        assert together.losses == alone.losses
+        for a, b in zip(leaves(together), leaves(alone), strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
 def test_all_ranks_end_with_the_same_bits():
     the_job = job(dataset(), 12, ema=0.99)
     first, *others = map(leaves, train(3, the_job, Classifier(random.key(0))))
