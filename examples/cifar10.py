@@ -138,6 +138,8 @@ def main() -> None:
         device=args.device,
         augment=augmented,
         ema=0.9999,
+        # The same bits with 1, 2 and 4 workers; other numbers of them cannot share 4 shards.
+        shards=4 if args.workers in (0, 1, 2, 4) else None,
         checkpoint=args.checkpoint,
         checkpoint_every=args.checkpoint_every if args.checkpoint else None,
         seed=args.seed,
