@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import dtypes
-from ...core import Tensor
+from ...core import Tensor, TracerError
 from ...ops.creation import asarray
 from .package import the_onnx_package
 from .registry import (
@@ -195,7 +195,9 @@ def _apply(entry: Operator, node: Node, *inputs: Any) -> Any:
     except (TypeError, ValueError, IndexError) as error:
         if str(node) in str(error):
             raise
-        raise type(error)(f"{node}: {error}") from error
+        kinds = (TracerError, IndexError, TypeError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"{node}: {error}") from error
 
 
 def _graph(onnx: Any, proto: Any, version: int) -> Graph:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ... import dtypes
 from ...core import Tensor, Trace, TracerError, new_trace, tracing_graph
+from ...device import current_device
 from ...ops.creation import asarray
 from ...ops.shape import permute_dims, reshape
 
@@ -161,6 +162,10 @@ class _Eager(Trace):
     """Not a transform: what runs under it is computed at once, whatever transform runs outside."""
 
     name = "eager evaluation"
+
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.device = current_device()  # that of the graph outside, for new tensors
 
     def process(self, prim: Any, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
         device = args[0].device if args else params["device"]

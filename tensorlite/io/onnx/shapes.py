@@ -15,7 +15,6 @@ from ...ops import elementwise as ew
 from ...ops import shape as sh
 from ...ops.creation import arange, asarray, cast, full, iota
 from ...ops.index import gather_p, one_hot, scatter_p, take, take_along_axis
-from ...ops.reduce import cumulative_sum
 from .registry import Node, dtype_of, operator
 
 # ---- tensors from numbers ------------------------------------------------------------------------
@@ -255,6 +254,8 @@ def _(node: Node, x: Tensor, axis: Tensor) -> Tensor:
     along = int(node.known("axis", axis).item()) % x.ndim
     if node.get("reverse", 0):
         x = sh.flip(x, axis=along)
+    from ... import cumulative_sum
+
     total = cumulative_sum(x, axis=along, dtype=x.dtype)
     if node.get("exclusive", 0):
         total = total - x

@@ -9,12 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx", reason="the package onnx is not installed")
-import onnx
-import onnx.numpy_helper
-
 import tensorlite as tl
 from tensorlite.io.onnx.registry import OPERATORS
+
+onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
 # No dtype of tensorlite, sequences, and randomness, which needs a key that no model gives.
 UNSUPPORTED = (
