@@ -150,5 +150,6 @@ from .ops.shape import (
     stack,
     swapaxes,
 )
+from .origin import named_scope
 from .scan import map, scan
 from .vectorize import vmap

@@ -27,8 +27,10 @@ from .core import (
     bind,
     captured,
     new_trace,
+    tracing_graph,
 )
 from .ops.creation import asarray, full
+from .origin import Origin, here, recording, replays
 
 _order = itertools.count()
 
@@ -104,6 +106,11 @@ class VJPTrace(Trace):
 
     name = "tl.grad"
 
+    def __init__(self, level: int):
+        super().__init__(level)
+        # Lines of eager operations are worth their time only when somebody looks for a mistake.
+        self.records = recording.on or tracing_graph() is not None
+
     def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
         if not prim.differentiable:
             return bind(prim, *[a.value if a.trace is self else a for a in args], **params)  # type: ignore[attr-defined]
@@ -128,6 +135,8 @@ class VJPTrace(Trace):
             return prim.body(*args, **params)
         else:
             raise NotImplementedError(f"{prim.name} has no derivative")
+        if self.records:
+            pull = _recorded(pull, here())
         if isinstance(ans, tuple):
             for a in ans:
                 if a.trace is self:
@@ -135,6 +144,22 @@ class VJPTrace(Trace):
             node = Node(parents, pull, len(ans))
             return tuple(Box(self, a, node, i) for i, a in enumerate(ans))
         return Box(self, ans, Node(parents, pull))
+
+
+def _recorded(pull: Any, origin: Origin | None) -> Any:
+    """`pull`, whose operations come from the line that asked for the forward one."""
+    if pull is None or origin is None:
+        return pull
+    if isinstance(pull, tuple):
+        return tuple(_recorded(each, origin) for each in pull)
+
+    of_this = origin._replace(backward=True)
+
+    @replays("source")
+    def derivative(ct: Any, source: Origin = of_this) -> Any:
+        return pull(ct)
+
+    return derivative
 
 
 def backward(

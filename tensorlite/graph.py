@@ -1,9 +1,8 @@
-"""Graphs: a computation as a list of equations, how a function is traced into one, and how it is
-printed.
+"""Graphs: a computation as a list of equations, and how a function is traced into one.
 
 A graph is in single-assignment form. Its atoms are `Var`s and concrete tensors (constants). It is
 plain data: passes build new graphs, backends compile them, and `Graph.run` evaluates one with
-`bind`, so that any transform can run through it.
+`bind`, so that any transform can run through it. `render.py` shows graphs to people.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from . import tree
 from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, bind, leaked, new_trace
 from .device import Device, current_device
 from .ops.creation import asarray, weak_aval
+from .origin import Origin, border, here, replays
 
 
 class Var:
@@ -30,12 +30,18 @@ Atom = Var | Tensor
 
 
 class Equation(NamedTuple):
-    """`outputs = prim[params](inputs)`."""
+    """`outputs = prim[params](inputs)`, asked for by the user's line `source`."""
 
     prim: Primitive
     inputs: tuple[Atom, ...]
     params: dict[str, Any]
     outputs: tuple[Var, ...]
+    source: Origin | None = None
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """The graphs among the parameters, by name."""
+        return {name: value for name, value in self.params.items() if isinstance(value, Graph)}
 
 
 class Graph:
@@ -64,6 +70,7 @@ class Graph:
     def out_avals(self) -> tuple[Aval, ...]:
         return tuple(v.aval for v in self.outputs)
 
+    @replays("eqn")
     def run(self, *args: Tensor) -> tuple[Tensor, ...]:
         """Evaluate with `bind`: `args` may be traced by any transform."""
         values: dict[Var, Tensor] = dict(zip(self.inputs, args, strict=True))
@@ -77,8 +84,33 @@ class Graph:
             values.update(zip(eqn.outputs, results, strict=True))
         return tuple(map(read, self.outputs))
 
+    def to_text(self, *, sources: bool = False) -> str:
+        """One equation a line, with its scope; `sources` adds the user's line to each."""
+        from . import render  # which knows graphs, as graphs know how to be shown
+
+        return render.text(self, sources)
+
+    def to_svg(self) -> str:
+        """A drawing of the graph as an SVG document: an arrow for each value that an equation
+        reads."""
+        from . import render
+
+        return render.svg(self)
+
+    def to_html(self) -> str:
+        """The graph as one HTML page that needs nothing else: listing and drawing, a search, inner
+        graphs that fold."""
+        from . import render
+
+        return render.html(self)
+
+    def _repr_html_(self) -> str:
+        from . import render
+
+        return render.notebook(self)
+
     def __str__(self) -> str:
-        return render(self)
+        return self.to_text()
 
     __repr__ = __str__
 
@@ -138,7 +170,7 @@ class GraphTrace(Trace):
         result = prim.abstract(*[arg.aval for arg in args], **params)
         avals = (result,) if isinstance(result, Aval) else result
         outputs = tuple(Var(aval) for aval in avals)
-        self.equations.append(Equation(prim, tuple(map(self.atom, args)), params, outputs))
+        self.equations.append(Equation(prim, tuple(map(self.atom, args)), params, outputs, here()))
         tracers = tuple(GraphTracer(self, variable) for variable in outputs)
         return tracers[0] if isinstance(result, Aval) else tracers
 
@@ -166,6 +198,7 @@ class Traced(NamedTuple):
     out_def: tree.TreeDef
 
 
+@border
 def trace_graph(
     f: Callable[..., Any],
     avals: Sequence[Aval],
@@ -226,45 +259,3 @@ def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
         return trace_graph(flat, avals, name=name, what="tl.make_graph", weak=weak).graph
 
     return traced
-
-
-def render(graph: Graph, indent: str = "") -> str:
-    """The graph as text, one equation a line, graphs inside parameters indented below theirs."""
-    names: dict[Var, str] = {}
-
-    def name(atom: Atom) -> str:
-        if isinstance(atom, Var):
-            return names.setdefault(atom, _letters(len(names)))
-        return f"{atom.item()}" if atom.shape == () else f"const {atom.aval}"
-
-    def typed(atom: Atom) -> str:
-        return f"{name(atom)}: {atom.aval}"
-
-    lines = [f"{indent}{graph.name}({', '.join(map(typed, graph.inputs))}):"]
-    for eqn in graph.equations:
-        plain = {k: v for k, v in eqn.params.items() if not isinstance(v, Graph)}
-        params = f"[{', '.join(f'{k}={_brief(v)}' for k, v in plain.items())}]" if plain else ""
-        inputs = " ".join(map(name, eqn.inputs))
-        lines.append(
-            f"{indent}  {', '.join(map(typed, eqn.outputs))} = {eqn.prim}{params} {inputs}".rstrip()
-        )
-        inner = [v for v in eqn.params.values() if isinstance(v, Graph)]
-        lines += [render(sub, indent + "    ") for sub in inner]
-    lines.append(f"{indent}  return {', '.join(map(name, graph.outputs))}")
-    return "\n".join(lines)
-
-
-def _letters(number: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    text = ""
-    number += 1
-    while number:
-        number, digit = divmod(number - 1, 26)
-        text = chr(ord("a") + digit) + text
-    return text
-
-
-def _brief(value: Any) -> str:
-    if callable(value) and hasattr(value, "__name__"):
-        return value.__name__
-    return str(value)

@@ -19,10 +19,10 @@ DISTRIBUTED = sorted((ROOT / "distributed").rglob("*.py"))
 # operations that make, shape and add tensors; operations lean on the core.
 ROOMS = (
     ("core",),
-    ("dtypes", "tree"),
+    ("dtypes", "tree", "origin"),
     ("device",),
     ("ops",),
-    ("autodiff", "vectorize", "graph"),
+    ("autodiff", "vectorize", "graph", "render", "drawing"),
     ("halves", "composite", "jit"),
     ("control_flow", "scan", "derivatives"),
     ("compiler",),

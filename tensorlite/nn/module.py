@@ -27,6 +27,7 @@ import numpy as np
 from .. import tree
 from ..core import Tensor
 from ..ops.creation import asarray
+from ..origin import modules as _scopes
 
 
 class Buffer:
@@ -122,6 +123,9 @@ class Module:
             lines.append(f"  {name}={_describe(value)}{note},".replace("\n", "\n  "))
         body = "\n".join(["", *lines, ""]) if lines else ""
         return f"{type(self).__name__}({body})"
+
+
+_scopes.append(Module)  # what a module's __call__ runs stands in a scope of its name
 
 
 _set_layout: Any = Module.__dict__["_module_layout"].__set__
