@@ -5,8 +5,12 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 `data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
 """
 
-from . import data, io, nn, optim, random, tree
+from math import e, inf, nan, pi
+
+from . import data, io, linalg, nn, optim, random, tree
 from ._version import __version__
+from .array_api import VERSION as __array_api_version__
+from .array_api import array_namespace_info as __array_namespace_info__
 from .autodiff import grad, jvp, value_and_grad, vjp
 from .composite import checkpoint, custom_vjp
 from .control_flow import cond, while_loop
@@ -15,9 +19,12 @@ from .derivatives import hessian, jacfwd, jacrev, linearize
 from .device import Device, default_device, devices
 from .dtypes import (
     bfloat16,
+    can_cast,
+    finfo,
     float16,
     float32,
     float64,
+    iinfo,
     int8,
     int16,
     int32,
@@ -41,6 +48,7 @@ from .ops.creation import (
     empty,
     empty_like,
     eye,
+    from_dlpack,
     full,
     full_like,
     linspace,
@@ -49,6 +57,7 @@ from .ops.creation import (
     zeros,
     zeros_like,
 )
+from .ops.cumulative import cumulative_prod
 from .ops.elementwise import (
     abs,
     acos,
@@ -67,6 +76,7 @@ from .ops.elementwise import (
     bitwise_xor,
     ceil,
     clip,
+    copysign,
     cos,
     cosh,
     divide,
@@ -98,6 +108,7 @@ from .ops.elementwise import (
     minimum,
     multiply,
     negative,
+    nextafter,
     not_equal,
     positive,
     pow,
@@ -107,6 +118,7 @@ from .ops.elementwise import (
     rsqrt,
     sigmoid,
     sign,
+    signbit,
     sin,
     sinh,
     sqrt,
@@ -120,11 +132,13 @@ from .ops.elementwise import (
 from .ops.index import take, take_along_axis
 from .ops.linalg import matmul, outer, tensordot, vecdot
 from .ops.methods import astype
+from .ops.rearrange import diff, meshgrid, repeat, roll, tile, tril, triu, unstack
 from .ops.reduce import (
     all,
     any,
     argmax,
     argmin,
+    count_nonzero,
     cumulative_sum,
     logsumexp,
     max,
@@ -135,6 +149,7 @@ from .ops.reduce import (
     sum,
     var,
 )
+from .ops.sets import nonzero, unique_all, unique_counts, unique_inverse, unique_values
 from .ops.shape import (
     broadcast_arrays,
     broadcast_to,
@@ -150,6 +165,9 @@ from .ops.shape import (
     stack,
     swapaxes,
 )
+from .ops.sorting import argsort, searchsorted, sort
 from .origin import named_scope
 from .scan import map, scan
 from .vectorize import vmap
+
+newaxis = None

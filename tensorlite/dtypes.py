@@ -9,7 +9,7 @@ meets; so does `numpy.float64`, which is a Python float, and which `np.sqrt(2)` 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -64,6 +64,69 @@ def isdtype(dtype: DType, kind: DType | str | tuple[DType | str, ...]) -> bool:
             raise ValueError(f"isdtype: no kind {kind!r}; there are {', '.join(_KINDS)}")
         return dtype in _KINDS[kind]
     return dtype == kind
+
+
+class FInfo(NamedTuple):
+    """The limits of a floating-point dtype, as Python numbers."""
+
+    bits: int
+    eps: float  # from 1 to the next larger number
+    max: float
+    min: float
+    smallest_normal: float
+    dtype: DType
+
+
+class IInfo(NamedTuple):
+    """The limits of an integer dtype, as Python numbers."""
+
+    bits: int
+    max: int
+    min: int
+    dtype: DType
+
+
+def finfo(type: Any, /) -> FInfo:
+    """The limits of a floating-point dtype, or of that of a tensor.
+
+    Raises:
+        TypeError: it is no floating-point dtype.
+    """
+    dtype = _dtype_of(type)
+    if dtype not in FLOATS:
+        raise TypeError(f"finfo: takes a floating-point dtype, got {dtype}; use iinfo for integers")
+    limits: Any = ml_dtypes.finfo(dtype)
+    return FInfo(
+        bits=8 * dtype.itemsize,
+        eps=float(limits.eps),
+        max=float(limits.max),
+        min=float(limits.min),
+        smallest_normal=float(limits.smallest_normal),
+        dtype=dtype,
+    )
+
+
+def iinfo(type: Any, /) -> IInfo:
+    """The limits of an integer dtype, or of that of a tensor.
+
+    Raises:
+        TypeError: it is no integer dtype.
+    """
+    dtype = _dtype_of(type)
+    if dtype not in INTEGERS:
+        raise TypeError(f"iinfo: takes an integer dtype, got {dtype}; use finfo for floats")
+    limits = np.iinfo(dtype)
+    return IInfo(8 * dtype.itemsize, int(limits.max), int(limits.min), dtype)
+
+
+def can_cast(from_: Any, to: Any, /) -> bool:
+    """Whether a dtype (or that of a tensor) becomes `to` by promotion, so that no value is lost or
+    changes its kind."""
+    return promote(_dtype_of(from_), canonical(to)) == canonical(to)
+
+
+def _dtype_of(value: Any) -> DType:
+    return canonical(value.dtype if isinstance(value, Tensor | np.ndarray) else value)
 
 
 def canonical(dtype: Any) -> DType:

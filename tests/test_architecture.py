@@ -25,6 +25,7 @@ ROOMS = (
     ("autodiff", "vectorize", "graph", "render", "drawing"),
     ("halves", "composite", "jit"),
     ("control_flow", "scan", "derivatives"),
+    ("linalg", "array_api"),
     ("compiler",),
     ("backends",),
     ("random",),

@@ -134,6 +134,28 @@ def asarray(
     return Tensor(home.from_numpy(array), home)
 
 
+def from_dlpack(
+    x: Any, /, *, device: str | Device | None = None, copy: bool | None = None
+) -> Tensor:
+    """A tensor of the values of `x`, an array of any library that speaks DLPack. On the CPU it
+    shares the memory of `x` unless `copy` is True; writing to `x` afterwards changes the tensor.
+
+    Raises:
+        TypeError: `x` does not speak DLPack, or has a dtype that tensorlite lacks.
+        ValueError: copy=False, but the values must go to another device.
+        BufferError: `x` cannot be exported, e.g. because NumPy does not know its dtype.
+    """
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"from_dlpack: {type(x).__name__} has no __dlpack__ method; use tl.asarray")
+    array = np.from_dlpack(x)
+    if array.dtype not in dtypes.ALL:
+        raise TypeError(f"from_dlpack: tensors have no dtype {array.dtype}")
+    home = _place(device)
+    if copy is False and home.name != "cpu":
+        raise ValueError(f"from_dlpack: copy=False, but {home} does not share the host's memory")
+    return Tensor(home.from_numpy(array.copy() if copy else array), home)
+
+
 def _strong(scalar: Any) -> Tensor:
     """A traced Python scalar as a tensor of its own; while it is weak it has Python's precision."""
     result = scalar.as_weak(False)

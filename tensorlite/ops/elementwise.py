@@ -29,7 +29,7 @@ from .broadcasting import (
     meet,
     with_sums,
 )
-from .creation import asarray
+from .creation import asarray, cast, constant_array
 
 Operation = Callable[..., Tensor]  # named where a line above uses one below it
 
@@ -151,6 +151,22 @@ def _safe_log(x: Tensor, y: Tensor) -> Tensor:
     only."""
     return where(x > 0, log(where(x > 0, x, 1.0)), 0.0)
 
+
+copysign = elementwise(
+    "copysign",
+    special.in_float32(np.copysign),
+    scalar=lambda k, x, y: k.copysign(x, y),
+    kinds=FLOAT,
+    vjp=lambda z, x, y: (lambda g: where(signbit(x) == signbit(z), g, -g), lambda g: None),
+    doc="The magnitude of x1 with the sign of x2, elementwise; zeros and NaNs have signs too.",
+)
+nextafter = elementwise(
+    "nextafter",
+    np.nextafter,
+    scalar=lambda k, x, y: k.nextafter(x, y),
+    kinds=FLOAT,
+    doc="The next number after x1 on the way to x2 that the dtype holds, elementwise.",
+)
 
 # ---- exponentials and logarithms -----------------------------------------------------------------
 
@@ -361,6 +377,14 @@ greater_equal = elementwise(
 isnan = elementwise("isnan", np.isnan, scalar=lambda k, x: k.isnan(x), result=_bool)
 isinf = elementwise("isinf", np.isinf, scalar=lambda k, x: k.isinf(x), result=_bool)
 isfinite = elementwise("isfinite", np.isfinite, scalar=lambda k, x: k.isfinite(x), result=_bool)
+signbit: Operation = elementwise(
+    "signbit",
+    special.signbit,
+    scalar=lambda k, x: k.signbit(x),
+    kinds=FLOAT,
+    result=_bool,
+    doc="Whether the sign is negative, elementwise: that of -0.0 and of a negative NaN too.",
+)
 logical_not = elementwise(
     "logical_not", np.logical_not, scalar=lambda k, x: k.logical_not(x), kinds=BOOLEAN
 )
@@ -404,11 +428,28 @@ def where(condition: Any, x1: Any, x2: Any, /) -> Tensor:
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
-    """`x` limited to [min, max]; either bound may be left out. The result has the dtype of `x`."""
+    """`x` limited to [min, max], of its own dtype; either bound may be left out; they broadcast.
+    NaN in `x` or a bound gives NaN.
+
+    Raises:
+        TypeError: a bound is a float and `x` holds integers.
+    """
     x = asarray(x)
-    if min is not None:
-        x = maximum(x, asarray(min, dtype=x.dtype))
-    return x if max is None else minimum(x, asarray(max, dtype=x.dtype))
+    result = x
+    for bound, limited in ((min, maximum), (max, minimum)):
+        if bound is not None:
+            result = limited(result, _bound(bound, x.dtype))
+    return cast(result, x.dtype)  # a bound of a wider dtype was met there
+
+
+def _bound(bound: Any, dtype: Any) -> Any:
+    """A bound of `clip`, which keeps a dtype of its own if it is a tensor."""
+    own = dtypes.result_type(bound)
+    if dtypes.is_float(own) and not dtypes.is_float(dtype):
+        raise TypeError(f"clip: a bound of {own} does not fit {dtype}; use astype on one of them")
+    if isinstance(bound, bool | int | float):
+        return asarray(constant_array(bound, dtype, "clip"))
+    return bound
 
 
 def positive(x: Any, /) -> Tensor:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .. import dtypes
+from .. import dtypes, tree
 from ..core import Tensor
+from ..device import Device
 from ..dtypes import float64
 from . import elementwise as e
 from . import index, linalg, reduce, shape
 from .creation import asarray
 
+_DLPACK_CPU = 1
 _SCALARS = (bool, int, float)
 _OPERANDS = (Tensor, *_SCALARS, np.ndarray, np.generic)  # the likeliest first
 
@@ -92,9 +96,12 @@ _COMPARE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def astype(self: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
-    """This tensor as another dtype."""
-    return asarray(self, dtype=dtype)
+def astype(
+    x: Tensor, dtype: Any, /, *, copy: bool = True, device: str | Device | None = None
+) -> Tensor:
+    """`x` as another dtype, on another device if one is given. Tensors are immutable, so nothing is
+    copied that has the dtype already, whatever `copy` says."""
+    return asarray(x, dtype=dtypes.canonical(dtype), device=device)
 
 
 def reshape(self: Tensor, *sizes: Any) -> Tensor:
@@ -137,6 +144,69 @@ def _reduce_for_pickle(self: Tensor) -> Any:
     return _rebuild, (self.concrete("pickling").numpy(),)
 
 
+# ---- the Python array API standard ---------------------------------------------------------------
+
+
+def array_namespace(self: Tensor, /, *, api_version: str | None = None) -> types.ModuleType:
+    """The module that holds the functions of the Python array API standard: `tensorlite`.
+
+    Raises:
+        ValueError: a version of the standard is asked for that it does not implement.
+    """
+    known = ("2021.12", "2022.12", "2023.12", "2024.12")
+    if api_version is not None and api_version not in known:
+        raise ValueError(
+            f"__array_namespace__: no version {api_version!r} of the standard; "
+            f"there are {', '.join(known)}"
+        )
+    return sys.modules[__package__.partition(".")[0]]
+
+
+def to_device(self: Tensor, device: Any, /, *, stream: None = None) -> Tensor:
+    """This tensor on another device; devices have no streams."""
+    if stream is not None:
+        raise ValueError(f"to_device: devices have no streams, got stream={stream!r}")
+    return asarray(self, device=device)
+
+
+def dlpack(
+    self: Tensor,
+    /,
+    *,
+    stream: None = None,
+    max_version: tuple[int, int] | None = None,
+    dl_device: tuple[int, int] | None = None,
+    copy: bool | None = None,
+) -> Any:
+    """A DLPack capsule of this tensor in host memory, which the CPU shares. It is marked read-only
+    for consumers that know what that means (DLPack 1.0); others must not write to it.
+
+    Raises:
+        BufferError: DLPack has no such dtype (bfloat16), or another device is asked for.
+    """
+    if stream is not None:
+        raise ValueError(f"__dlpack__: host memory has no streams, got stream={stream!r}")
+    host = self.concrete("export by DLPack")
+    array = np.asarray(host.device.to_numpy(host.data))
+    if max_version is not None and max_version >= (1, 0):
+        array = host.numpy()
+    elif not array.flags.writeable and copy is not False:
+        array = array.copy()  # older versions have no mark for read-only memory
+    return array.__dlpack__(max_version=max_version, dl_device=dl_device, copy=copy)
+
+
+def dlpack_device(self: Tensor, /) -> tuple[int, int]:
+    """DLPack's name of the memory that `__dlpack__` gives: the host's."""
+    return _DLPACK_CPU, 0
+
+
+def array_function(self: Tensor, function: Any, kinds: Any, args: Any, kwargs: Any) -> Any:
+    """NumPy's functions see tensors as the arrays that `np.asarray` makes of them, and return
+    arrays. Tracers raise, as they do there: use the function of tensorlite instead."""
+    args, kwargs = tree.map(lambda x: np.asarray(x) if isinstance(x, Tensor) else x, (args, kwargs))
+    return function(*args, **kwargs)
+
+
 def attach() -> None:
     """Give `Tensor` its operators and methods."""
     cls: Any = Tensor
@@ -161,6 +231,9 @@ def attach() -> None:
     cls.T = property(_permute_all, doc="The transpose of a matrix.")
     cls.mT = property(shape.matrix_transpose, doc="The last two axes exchanged.")
     cls.astype, cls.reshape = astype, reshape
+    cls.to_device, cls.__array_namespace__ = to_device, array_namespace
+    cls.__dlpack__, cls.__dlpack_device__ = dlpack, dlpack_device
+    cls.__array_function__ = array_function
     for function in (
         reduce.sum,
         reduce.mean,

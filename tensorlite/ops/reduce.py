@@ -16,6 +16,7 @@ from .shape import (
     Axes,
     flip,
     normalize_axes,
+    pad,
     reshape,
     restore_axes,
     sum_p,
@@ -27,7 +28,7 @@ Axis = int | Axes | None
 def sum(x: Tensor, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all by default). Integers are summed as int64 (uint64), float16 and
     bfloat16 in float32."""
-    x = _numeric(x, dtype)
+    x = numeric(x, dtype)
     axes = normalize_axes("sum", axis, x.ndim)
     return _keep(bind(sum_p, x, axes=axes), axes, keepdims)
 
@@ -63,6 +64,11 @@ def std(
 def count(x: Tensor, axes: Axes) -> int:
     """How many elements of `x` each result of a reduction over `axes` takes in."""
     return int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
+
+
+def count_nonzero(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """How many values over `axis` (all by default) are not zero, int64."""
+    return sum(cast(_boolean(x), dtypes.default_int), axis=axis, keepdims=keepdims)
 
 
 # ---- max and min ---------------------------------------------------------------------------------
@@ -227,8 +233,8 @@ def _(x: np.ndarray, *, axis: int) -> np.ndarray:
 def _(y: Tensor, x: Tensor, *, axis: int) -> Any:
     def pull(g: Tensor) -> Tensor:
         # The product of all others at each place, from both sides, so that zeros do no harm.
-        before = _shifted_products(x, axis)
-        after = flip(_shifted_products(flip(x, axis=axis), axis), axis=axis)
+        before = shifted_products(x, axis)
+        after = flip(shifted_products(flip(x, axis=axis), axis), axis=axis)
         return restore_axes(g, (axis,)) * before * after
 
     return pull
@@ -239,7 +245,7 @@ def _(args: list[Tensor], batched: list[bool], *, axis: int) -> Tensor:
     return bind(prod_p, args[0], axis=axis + 1)
 
 
-def _shifted_products(x: Tensor, axis: int) -> Tensor:
+def shifted_products(x: Tensor, axis: int) -> Tensor:
     """At each place along `axis` the product of the elements before it, in log2(n) multiplications
     (Hillis and Steele)."""
     from .creation import ones
@@ -262,7 +268,7 @@ def _shifted_products(x: Tensor, axis: int) -> Tensor:
 
 def prod(x: Tensor, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Tensor:
     """The product over `axis` (all by default). Integers are multiplied as int64 (uint64)."""
-    x = _numeric(x, dtype)
+    x = numeric(x, dtype)
     axes = normalize_axes("prod", axis, x.ndim)
     result = x
     for a in sorted(axes, reverse=True):
@@ -298,16 +304,22 @@ def cumulative_sum(
 ) -> Tensor:
     """Running sums along `axis` (may be left out in one dimension), with a leading zero if
     `include_initial`."""
-    x = _numeric(x, dtype)
-    if axis is None and x.ndim != 1:
-        raise ValueError(f"cumulative_sum: needs an axis for shape {x.shape}")
-    where_ = normalize_axes("cumulative_sum", axis or 0, x.ndim)[0]
+    x = numeric(x, dtype)
+    where_ = one_axis("cumulative_sum", axis, x)
     result = bind(cumsum_p, x, axis=where_)
-    if include_initial:
-        from .shape import pad
+    return with_initial(result, where_, 0) if include_initial else result
 
-        result = pad(result, [(1 if i == where_ else 0, 0) for i in range(x.ndim)])
-    return result
+
+def one_axis(op: str, axis: int | None, x: Tensor) -> int:
+    """The axis of a running sum or product."""
+    if axis is None and x.ndim != 1:
+        raise ValueError(f"{op}: needs an axis for shape {x.shape}")
+    return normalize_axes(op, axis or 0, x.ndim)[0]
+
+
+def with_initial(x: Tensor, axis: int, value: int) -> Tensor:
+    """`x` with one more place at the start of `axis`, which holds `value`."""
+    return pad(x, [(1 if i == axis else 0, 0) for i in range(x.ndim)], constant_values=value)
 
 
 # ---- composed ------------------------------------------------------------------------------------
@@ -336,7 +348,8 @@ def _drop(x: Tensor, axes: Axes) -> Tensor:
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 
-def _numeric(x: Tensor, dtype: Any) -> Tensor:
+def numeric(x: Tensor, dtype: Any) -> Tensor:
+    """`x` in the dtype in which it is summed: `dtype`, or the widest integer of its kind."""
     x = asarray(x)
     if dtype is not None:
         return cast(x, dtypes.canonical(dtype))

@@ -64,7 +64,7 @@ def reshape(x: Tensor, /, shape: int | Shape, *, copy: bool | None = None) -> Te
     return x if target == x.shape else bind(reshape_p, x, shape=target)
 
 
-def expand_dims(x: Tensor, /, *, axis: int | Axes = 0) -> Tensor:
+def expand_dims(x: Tensor, /, axis: int | Axes = 0) -> Tensor:
     """`x` with axes of size 1 inserted so that they stand at `axis` in the result."""
     x = asarray(x)
     new = (axis,) if isinstance(axis, int) else tuple(axis)
@@ -451,14 +451,15 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> Axes
     """`axis` as a tuple of non-negative ints; None is every axis.
 
     Raises:
-        ValueError: an axis is out of range or named twice.
+        numpy.exceptions.AxisError: an axis is out of range; a ValueError and an IndexError.
+        ValueError: an axis is named twice.
     """
     if axis is None:
         return tuple(range(ndim))
     given = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
     for a in given:
         if not -ndim <= a < ndim:
-            raise ValueError(f"{op}: axis {a} is out of range for {ndim} dimensions")
+            raise np.exceptions.AxisError(f"{op}: axis {a} is out of range for {ndim} dimensions")
     result = tuple(int(a) % ndim for a in given)
     if len(set(result)) != len(result):
         raise ValueError(f"{op}: axis {axis} names an axis twice")

@@ -36,7 +36,7 @@ def power(x: Array, y: Array) -> Array:
 
 def logaddexp(x: Array, y: Array) -> Array:
     """log(exp(x) + exp(y)) without overflow."""
-    return _in_float32(np.logaddexp)(x, y)
+    return in_float32(np.logaddexp)(x, y)
 
 
 def sigmoid(x: Array) -> Array:
@@ -50,6 +50,13 @@ def softplus(x: Array) -> Array:
     return (np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))).astype(x.dtype, copy=False)
 
 
+def signbit(x: Array) -> Array:
+    """Whether the sign bit is set."""
+    if x.dtype == ml_dtypes.bfloat16:  # for which NumPy has no loop of its own
+        return np.signbit(x.astype(np.float32))
+    return np.signbit(x)
+
+
 def keep_integers(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """`f` on floats, nothing on integers, which are rounded already."""
     return lambda x: np.array(x) if _exact(x) else f(x)
@@ -59,7 +66,7 @@ def _exact(x: Array) -> bool:
     return np.asarray(x).dtype.kind in "iub"
 
 
-def _in_float32(f: Callable[..., Array]) -> Callable[..., Array]:
+def in_float32(f: Callable[..., Array]) -> Callable[..., Array]:
     """`f` computed in float32 for bfloat16, for which NumPy has no loop of its own."""
 
     def wrapped(*xs: Array) -> Array:

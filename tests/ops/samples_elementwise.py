@@ -32,7 +32,7 @@ DOMAINS: dict[str, tuple[float, float]] = {
     "atan2": (0.3, 2),
     "reciprocal": (0.3, 3),
 }
-AWAY_FROM_ZERO = {"abs", "sign"}
+AWAY_FROM_ZERO = {"abs", "sign", "copysign", "signbit"}
 DENOMINATOR = {"divide", "floor_divide", "remainder"}
 STEPS = {"floor", "ceil", "trunc", "round"}
 TIES = {"maximum", "minimum"}

@@ -57,6 +57,7 @@ class Builder:
     isnan, isinf, isfinite, logical_not = np.isnan, np.isinf, np.isfinite, np.logical_not
     floor_divide, remainder = special.floor_divide, special.remainder
     erf, erfinv = special.erf, special.erfinv
+    copysign, nextafter, signbit = np.copysign, np.nextafter, np.signbit
 
     @staticmethod
     def rsqrt(x: Any) -> Any:
