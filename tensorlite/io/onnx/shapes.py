@@ -262,6 +262,22 @@ def _(node: Node, x: Tensor, axis: Tensor) -> Tensor:
     return sh.flip(total, axis=along) if node.get("reverse", 0) else total
 
 
+# ---- shapes that depend on values ----------------------------------------------------------------
+
+
+@operator("NonZero")
+def _(node: Node, x: Tensor) -> Tensor:
+    return asarray(np.stack(np.nonzero(np.atleast_1d(node.known("X", x)))), device=x.device)
+
+
+@operator("Compress")
+def _(node: Node, x: Tensor, condition: Tensor) -> Tensor:
+    axis = node.get("axis")
+    x = sh.reshape(x, -1) if axis is None else x
+    kept = np.flatnonzero(node.known("condition", condition))
+    return take(x, asarray(kept, device=x.device), axis=0 if axis is None else axis)
+
+
 # ---- gather and scatter --------------------------------------------------------------------------
 
 

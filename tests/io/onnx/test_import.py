@@ -4,6 +4,8 @@ is said when something does not fit."""
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -267,7 +269,20 @@ def test_functions_of_the_model_are_inlined():
     np.testing.assert_array_equal(np.asarray(tl.io.from_onnx(model)(np.ones(3))[0]), 2)
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_global_lp_pool(p):
+    """The one operator for which ONNX has no case of its own."""
+    model = build([("GlobalLpPool", ["x"], ["y"], {"p": p})], {"x": (2, 3, 8, 8)}, ["y"])
+    close(tl.io.from_onnx(model)(X), reference(model, x=X))
+
+
 # ---- errors --------------------------------------------------------------------------------------
+
+
+def test_importing_tensorlite_imports_neither_onnx_nor_torch():
+    code = "import sys, tensorlite; print({'onnx', 'onnxruntime', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_every_unsupported_operator_is_named_at_import():
