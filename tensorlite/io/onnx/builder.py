@@ -69,11 +69,14 @@ class Builder:
 
     def emit(self, op: str, *inputs: Input, **attributes: Any) -> str:
         """Add a node of one output; return the output's name."""
-        name = self._fresh(op.lower())
+        return self.emit_all(op, 1, *inputs, **attributes)[0]
+
+    def emit_all(self, op: str, count: int, *inputs: Input, **attributes: Any) -> list[str]:
+        """Add a node of `count` outputs; return their names."""
+        outputs = [self._fresh(op.lower()) for _ in range(count)]
         names = [x.name if isinstance(x, Value) else x for x in inputs]
-        given = {key: value for key, value in attributes.items() if value is not None}
-        self._nodes.append(self.onnx.helper.make_node(op, names, [name], **given))
-        return name
+        self._nodes.append(self.onnx.helper.make_node(op, names, outputs, **attributes))
+        return outputs
 
     def constant(self, array: Any, dtype: Any = None) -> Value:
         """A constant; equal small ones are one initializer."""

@@ -173,6 +173,22 @@ def _(b: Builder, inputs: list[Value], result: Aval, *, axis: int) -> str:
     return b.emit("ArgMin", inputs[0], axis=axis, keepdims=0)
 
 
+@exports("sort")
+def _(b: Builder, inputs: list[Value], result: Aval, *, axis: int, descending: bool) -> str:
+    return _sorted(b, inputs[0], axis, descending)[0]
+
+
+@exports("argsort")
+def _(b: Builder, inputs: list[Value], result: Aval, *, axis: int, descending: bool) -> str:
+    return _sorted(b, inputs[0], axis, descending)[1]
+
+
+def _sorted(b: Builder, x: Value, axis: int, descending: bool) -> list[str]:
+    """The values in order, and their places: of equal ones, ONNX has the first place first too."""
+    count = b.integers([x.aval.shape[axis]])
+    return b.emit_all("TopK", 2, x, count, axis=axis, largest=int(descending))
+
+
 @exports("cumulative_sum")
 def _(b: Builder, inputs: list[Value], result: Aval, *, axis: int) -> str:
     return b.emit("CumSum", inputs[0], b.constant(axis, np.int64))

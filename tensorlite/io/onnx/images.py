@@ -219,6 +219,8 @@ def _(node: Node, x: Image) -> Image:
 @image("BatchNormalization")
 def _(node: Node, x: Image, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Any:
     eps = node.get("epsilon", 1e-5)
+    if not node.get("spatial", 1):  # until opset 8: statistics of each pixel
+        raise NotImplementedError(f"{node}: spatial=0 is not supported; only statistics by channel")
     if not node.get("training_mode", 0):
         return Image(cast(norm.batch_norm(x.x, scale, bias, mean, variance, eps=eps), x.x.dtype))
     y, batch_mean, batch_variance = norm.batch_norm_train(x.x, scale, bias, eps=eps)

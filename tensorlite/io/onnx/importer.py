@@ -201,6 +201,11 @@ def _apply(entry: Operator, node: Node, *inputs: Any) -> Any:
 
 
 def _graph(onnx: Any, proto: Any, version: int) -> Graph:
+    if proto.sparse_initializer:
+        name = proto.sparse_initializer[0].values.name
+        raise NotImplementedError(
+            f"tl.io.from_onnx: the initializer {name!r} is sparse; only dense ones are supported"
+        )
     constants = {t.name: _constant(onnx, t) for t in proto.initializer}
     nodes = tuple(_node(onnx, node, version) for node in proto.node)
     inputs = tuple(entry.name for entry in proto.input if entry.name not in constants)
@@ -223,10 +228,8 @@ def _last_uses(
     """For each node, the results of nodes that are not needed after it."""
     made = {name for node in nodes for name in node.outputs if name}
     kept, dropped = set(outputs), []
-    for node, used in zip(reversed(nodes), reversed(uses), strict=True):
-        ended = (used & made) - kept
-        unused = {name for name in node.outputs[:1] if name and name not in kept}
-        dropped.append(tuple(sorted(ended | unused)))
+    for used in reversed(uses):
+        dropped.append(tuple(sorted((used & made) - kept)))
         kept |= used
     return tuple(reversed(dropped))
 

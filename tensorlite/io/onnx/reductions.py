@@ -17,6 +17,7 @@ from ...ops import softmax as soft
 from ...ops.creation import asarray, cast, full
 from ...ops.index import one_hot, take, take_along_axis
 from ...ops.linalg import matmul
+from ...ops.sorting import argsort
 from .registry import Node, operator, scalar
 
 # ---- reductions ----------------------------------------------------------------------------------
@@ -223,23 +224,6 @@ def _negative_log_likelihood(
 def _(node: Node, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]:
     axis = node.get("axis", -1) % x.ndim
     count = (node.integers("k", k) or (0,))[0]
-    rank = _ranks(x, axis, bool(node.get("largest", 1)))
-    places = sh.moveaxis(_where_rank_is(rank, count, axis), 0, axis)
+    order = argsort(x, axis=axis, descending=bool(node.get("largest", 1)))
+    places = order[tuple(slice(count) if i == axis else slice(None) for i in range(x.ndim))]
     return take_along_axis(x, places, axis=axis), places
-
-
-def _ranks(x: Tensor, axis: int, largest: bool) -> Tensor:
-    """How many elements along `axis` come before each one; the first of equal ones leads."""
-    last = sh.moveaxis(x, axis, -1)
-    mine, other = sh.expand_dims(last, axis=-1), sh.expand_dims(last, axis=-2)
-    ahead = other > mine if largest else other < mine
-    size = x.shape[axis]
-    earlier = asarray(np.tri(size, size, -1, dtype=np.bool_), device=x.device)
-    before = ew.logical_or(ahead, ew.logical_and(ew.equal(mine, other), earlier))
-    return sh.moveaxis(red.sum(cast(before, dtypes.int64), axis=-1), -1, axis)
-
-
-def _where_rank_is(rank: Tensor, count: int, axis: int) -> Tensor:
-    """(count, ...): the position along `axis` of the element with each rank."""
-    hits = [red.argmax(cast(ew.equal(rank, r), dtypes.int64), axis=axis) for r in range(count)]
-    return sh.stack(hits)

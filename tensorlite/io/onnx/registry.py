@@ -137,9 +137,9 @@ def as_tensor(value: Tensor | Image) -> Tensor:
 
 def apply_pointwise(function: Callable[..., Any], node: Node, inputs: list[Any]) -> Any:
     """Run a pointwise operator channels last where one of its inputs is an image."""
-    ndim = max((v.x.ndim for v in inputs if isinstance(v, Image)), default=0)
-    plain = [v for v in inputs if isinstance(v, Tensor)]
-    if not ndim or any(x.ndim > ndim for x in plain):
+    ranks = {v.x.ndim for v in inputs if isinstance(v, Image)}
+    ndim = max(ranks, default=0)
+    if len(ranks) != 1 or any(isinstance(v, Tensor) and v.ndim > ndim for v in inputs):
         return function(node, *[None if v is None else as_tensor(v) for v in inputs])
     moved = [_aligned(v, ndim) if isinstance(v, Tensor) else v and v.x for v in inputs]
     result = function(node, *moved)

@@ -249,16 +249,19 @@ def _(node: Node, x: Tensor, k: Tensor | None = None) -> Tensor:
     return ew.where(asarray(keep, device=x.device), x, asarray(0, dtype=x.dtype))
 
 
-@operator("CumSum")
+@operator("CumSum", "CumProd")
 def _(node: Node, x: Tensor, axis: Tensor) -> Tensor:
+    from ... import cumulative_prod, cumulative_sum
+
+    run = cumulative_sum if node.op == "CumSum" else cumulative_prod
     along = int(node.known("axis", axis).item()) % x.ndim
     if node.get("reverse", 0):
         x = sh.flip(x, axis=along)
-    from ... import cumulative_sum
-
-    total = cumulative_sum(x, axis=along, dtype=x.dtype)
-    if node.get("exclusive", 0):
-        total = total - x
+    exclusive = bool(node.get("exclusive", 0))
+    total = run(x, axis=along, dtype=x.dtype, include_initial=exclusive)
+    if exclusive:
+        size = x.shape[along]
+        total = total[tuple(slice(size) if i == along else slice(None) for i in range(x.ndim))]
     return sh.flip(total, axis=along) if node.get("reverse", 0) else total
 
 

@@ -125,6 +125,7 @@ CASES = {
     "all, any": (lambda b: (tl.all(b, axis=0), tl.any(b)), B),
     "prod": (lambda x: tl.prod(x, axis=1), X),
     "over no axis": (lambda x: (tl.sum(x, axis=()), tl.max(x, axis=())), X),
+    "sort": (lambda x: (tl.sort(x), tl.argsort(x, axis=0, descending=True)), tl.round(2 * X)),
     "cumulative_sum": (lambda x: tl.cumulative_sum(x, axis=1), X),
     "logsumexp, std": (lambda x: (tl.logsumexp(x, axis=1), tl.std(x, axis=0)), X),
     "matmul": (lambda x, y: (x @ y.T, x @ y[0], tl.tensordot(x, y, axes=2)), X, Y),

@@ -269,6 +269,37 @@ def test_functions_of_the_model_are_inlined():
     np.testing.assert_array_equal(np.asarray(tl.io.from_onnx(model)(np.ones(3))[0]), 2)
 
 
+@pytest.mark.parametrize("shape", [(1,), (8,), (4, 8, 8), (2, 1, 8, 8), (3, 2, 4, 8, 8)])
+@pytest.mark.parametrize("swap", [False, True])
+def test_images_meet_tensors_of_any_rank(shape, swap):
+    """The image is held channels last, the other operand as the model has it."""
+    sides = ["other", "c"] if swap else ["c", "other"]
+    model = build(
+        [("Conv", ["x", "w"], ["c"], {}), ("Sub", sides, ["d"], {}), ("Tanh", ["d"], ["y"], {})],
+        {"x": (2, 3, 8, 8)},
+        ["y"],
+        {"w": floats(4, 3, 1, 1), "other": floats(*shape)},
+    )
+    f, expected = tl.io.from_onnx(model), reference(model, x=X)
+    close(f(X), expected)
+    close(tl.jit(f)(tl.asarray(X)), expected)
+
+
+def test_two_images_of_different_ranks_meet():
+    model = build(
+        [
+            ("Conv", ["x", "w"], ["c"], {}),
+            ("Conv", ["v", "u"], ["d"], {}),
+            ("Add", ["c", "d"], ["y"], {}),
+        ],
+        {"x": (2, 3, 8, 8), "v": (4, 3, 8)},
+        ["y"],
+        {"w": floats(4, 3, 1, 1), "u": floats(8, 3, 1)},
+    )
+    v = floats(4, 3, 8)
+    close(tl.io.from_onnx(model)(X, v), reference(model, x=X, v=v))
+
+
 @pytest.mark.parametrize("p", [1, 2])
 def test_global_lp_pool(p):
     """The one operator for which ONNX has no case of its own."""
@@ -331,6 +362,23 @@ def test_bad_models(tmp_path):
     old = build([("Add", ["x", "x"], ["y"], {"broadcast": 1})], {"x": (2,)}, ["y"], opset=6)
     with pytest.raises(ValueError, match="opset 6, where Add had another meaning"):
         tl.io.from_onnx(old)
+
+
+def test_what_old_models_may_say_and_is_not_supported():
+    vectors = {name: floats(3) for name in ("s", "b", "m", "v")}
+    node = ("BatchNormalization", ["x", *vectors], ["y"], {"spatial": 0})
+    model = build([node], {"x": (2, 3, 8, 8)}, ["y"], vectors, opset=7)
+    with pytest.raises(NotImplementedError, match="spatial=0 is not supported"):
+        tl.io.from_onnx(model)(X)
+
+
+def test_a_sparse_initializer_is_refused():
+    model = build([("Relu", ["x"], ["y"], {})], {"x": (2,)}, ["y"])
+    values = onnx.numpy_helper.from_array(np.ones(1, np.float32), "w")
+    places = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "w_places")
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [4]))
+    with pytest.raises(NotImplementedError, match="the initializer 'w' is sparse"):
+        tl.io.from_onnx(model)
 
 
 def test_a_dtype_that_tensorlite_lacks_is_named():
