@@ -7,7 +7,7 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 
 from math import e, inf, nan, pi
 
-from . import data, io, linalg, nn, optim, random, tree
+from . import data, debug, io, linalg, nn, optim, profiler, random, tree
 from ._version import __version__
 from .array_api import VERSION as __array_api_version__
 from .array_api import array_namespace_info as __array_namespace_info__
@@ -15,6 +15,7 @@ from .autodiff import grad, jvp, value_and_grad, vjp
 from .composite import checkpoint, custom_vjp
 from .control_flow import cond, while_loop
 from .core import Tensor, TracerError
+from .debug import debug_nans
 from .derivatives import hessian, jacfwd, jacrev, linearize
 from .device import Device, default_device, devices
 from .dtypes import (
@@ -167,7 +168,10 @@ from .ops.shape import (
 )
 from .ops.sorting import argsort, searchsorted, sort
 from .origin import named_scope
+from .profiler import profile
 from .scan import map, scan
 from .vectorize import vmap
+
+debug.start_from_environment()
 
 newaxis = None

@@ -389,6 +389,11 @@ class Trace:
         """Apply `prim` under this trace. Arguments of other traces are constants to it."""
         raise NotImplementedError
 
+    def made(self, tracer: Tensor) -> str:
+        """Where in the user's code `tracer` was made, as an addition to an error; empty if that
+        is not known."""
+        return ""
+
     def __str__(self) -> str:
         return self.name
 
@@ -436,16 +441,19 @@ def bind(prim: Primitive, *args: Tensor, **params: Any) -> Any:
         device = args[0].device if args else params["device"]
         return device.run(prim, args, params)
     if not top.alive:
-        raise leaked(top, prim)
+        raise leaked(top, prim, next(arg for arg in args if arg.trace is top))
     return top.process(prim, args, params)
 
 
-def leaked(trace: Trace, prim: Primitive | None = None) -> TracerError:
+def leaked(
+    trace: Trace, prim: Primitive | None = None, tracer: Tensor | None = None
+) -> TracerError:
     """The error for a tracer that is used after its transform has ended."""
     where = f"{prim.name}: " if prim is not None else ""
+    made = trace.made(tracer) if tracer is not None else ""
     return TracerError(
-        f"{where}got a value traced by {trace}, which has already ended; the value leaked out of "
-        "the transformed function "
+        f"{where}got a value traced by {trace}, which has already ended{made}; the value leaked "
+        "out of the transformed function "
         "through a global, an attribute or a closure. Return it from the function instead (a "
         "module that updates itself, "
         "such as BatchNorm, is returned by the loss: `return loss, model` with has_aux=True)"

@@ -147,7 +147,7 @@ class GraphTracer(Tracer):
     def concrete(self, wanted: str) -> Tensor:
         raise TracerError(
             f"{wanted} needs a concrete value, but while {self.trace} traces, this {self.aval} "
-            "has none; "
+            f"has none{self.trace.made(self)}; "  # type: ignore[union-attr]
             "use tl.where or tl.cond instead of a Python `if` or `while` on it, move the branch "
             "out of the traced function, or make the "
             "value a static argument (static_argnums)"
@@ -174,6 +174,13 @@ class GraphTrace(Trace):
         tracers = tuple(GraphTracer(self, variable) for variable in outputs)
         return tracers[0] if isinstance(result, Aval) else tracers
 
+    def made(self, tracer: Tensor) -> str:
+        variable = tracer.variable  # type: ignore[attr-defined]
+        for eqn in self.equations:
+            if variable in eqn.outputs:
+                return f" (it is the result of {eqn.prim.name} at {eqn.source or 'no known line'})"
+        return " (it is an argument of the function)"
+
     def atom(self, x: Tensor) -> Atom:
         """`x` in this graph: its variable, itself if it is a constant, or a new input if an outer
         transform traces it."""
@@ -183,7 +190,7 @@ class GraphTrace(Trace):
         if trace is self:
             return x.variable  # type: ignore[attr-defined]
         if not trace.alive or trace.level > self.level:
-            raise leaked(trace)
+            raise leaked(trace, None, x)
         if id(x) not in self.captured:
             self.captured[id(x)] = (x, Var(x.aval))
         return self.captured[id(x)][1]

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from . import tree
+from . import observe, tree
 from .core import Aval, Primitive, Tensor, bind, exactly, tracing_graph
 from .device import Device, current_device
 from .graph import Graph, Traced, trace_graph
@@ -78,6 +78,7 @@ class Jitted:
         self._cache: dict[Any, Traced] = {}
         self._traces = 0
         self._hits = 0
+        self._explained: list[dict[str, str]] = []  # signatures that were logged
         functools.update_wrapper(self, f, updated=())
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -129,7 +130,7 @@ class Jitted:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles carry the function, not its traces."""
-        return {**self.__dict__, "_cache": {}, "_traces": 0, "_hits": 0}
+        return {**self.__dict__, "_cache": {}, "_traces": 0, "_hits": 0, "_explained": []}
 
     def _static_positions(self, count: int) -> list[int]:
         return sorted({p % count for p in self.static_argnums if -count <= p < count})
@@ -188,12 +189,41 @@ class Jitted:
 
         avals = [leaf.aval for leaf in leaves]
         flags = [i in weak for i in range(len(leaves))]
-        traced = trace_graph(flat, avals, device=device, name=self._name, weak=flags)
+        if observe.verbosity.level:
+            described = {str(i): str(aval) for i, aval in enumerate(avals)}
+            for i, path in enumerate(tree.paths(tree.unflatten(treedef, range(len(avals))))):
+                number, _, rest = path.partition(".")
+                name = f"argument {rest}" if number == "0" else f"keyword {rest}"
+                described[name] = described.pop(str(i)) + (" (Python scalar)" if flags[i] else "")
+            described |= {f"static argument {i}": repr(args[i]) for i in static}
+            described |= {"device": str(device), "structure": str(treedef)}
+            self._log_trace(described)
+        with observe.span(f"trace {self._name}"):
+            traced = trace_graph(flat, avals, device=device, name=self._name, weak=flags)
         self._traces += 1
         # A graph that closes over values of an outer transform is good for this call only.
         if not traced.captured:
             self._cache[key] = traced
         return traced
+
+    def _log_trace(self, signature: dict[str, str]) -> None:
+        """Say what is traced and, if it was before, what is new since the most similar time."""
+
+        def changes(earlier: dict[str, str]) -> list[str]:
+            names = dict.fromkeys([*signature, *earlier])
+            return [n for n in names if signature.get(n) != earlier.get(n)]
+
+        shown = ", ".join(f"{k}: {v}" for k, v in signature.items() if k != "structure")
+        observe.logger.debug(f"trace {self._name}({shown})")
+        if self._explained:
+            closest = min(self._explained, key=lambda earlier: len(changes(earlier)))
+            reasons = [
+                f"{n} was {closest.get(n, 'absent')}, is {signature.get(n, 'absent')}"
+                for n in changes(closest)
+            ]
+            why = "; ".join(reasons) or "its earlier trace closes over values of a transform"
+            observe.logger.debug(f"  {self._name} is traced again, since {why}")
+        self._explained.append(signature)
 
     def _donated(self, args: tuple[Any, ...]) -> list[Tensor]:
         """The tensors to delete after the call; none while something traces, since they are used

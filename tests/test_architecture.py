@@ -21,6 +21,7 @@ ROOMS = (
     ("core",),
     ("dtypes", "tree", "origin"),
     ("device",),
+    ("observe",),
     ("ops",),
     ("autodiff", "vectorize", "graph", "render", "drawing"),
     ("halves", "composite", "jit"),
@@ -30,6 +31,7 @@ ROOMS = (
     ("backends",),
     ("random",),
     ("nn", "optim", "data", "io"),
+    ("debug", "profiler"),
     ("cli",),
 )
 # Operations that are made of transforms: composites.

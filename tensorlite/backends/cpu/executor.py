@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ... import observe
 from ...compiler.inline import inline
-from ...core import Primitive
-from ...device import lowerings_of
+from ...core import Primitive, Tensor
+from ...device import get_device, lowerings_of
 from ...graph import Atom, Equation, Graph, Var
 from ...ops.creation import transfer_p
 
@@ -25,10 +26,16 @@ class Step(NamedTuple):
 
 
 def compile_graph(
-    graph: Graph, lowerings: Mapping[Primitive, Callable[..., Any]]
+    graph: Graph, lowerings: Mapping[Primitive, Callable[..., Any]], watched: bool = False
 ) -> Callable[..., tuple[np.ndarray, ...]]:
-    """A function of the graph's inputs that returns its outputs, all NumPy arrays."""
+    """A function of the graph's inputs that returns its outputs, all NumPy arrays; if it is to be
+    `watched`, it reports its steps."""
     flat = inline(graph, lowerings)
+    if observe.verbosity.level >= 2:
+        observe.logger.debug(
+            f"compile {graph.name} for the CPU: {len(graph.equations)} equations, "
+            f"{len(flat.equations)} steps after inlining"
+        )
     slots: dict[Atom, int] = {}
     constants: list[tuple[int, np.ndarray]] = []
 
@@ -45,9 +52,7 @@ def compile_graph(
         (eqn, tuple(map(slot, eqn.inputs)), tuple(map(slot, eqn.outputs))) for eqn in flat.equations
     ]
     outputs = [slot(atom) for atom in flat.outputs]
-    steps = _with_last_reads(
-        planned, keep={*outputs, *(s for s, _ in constants)}, lowerings=lowerings
-    )
+    steps = _with_last_reads(planned, {*outputs, *(s for s, _ in constants)}, lowerings, watched)
     size = len(slots)
 
     def run(*buffers: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -71,23 +76,44 @@ def compile_graph(
 
 
 def executable(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:
-    """The compiled `graph`, compiled at its first use."""
+    """The compiled `graph`, compiled at its first use. Under a watcher it reports its steps, or
+    runs equation by equation as eager operations do."""
+    if observe.watchers:
+        if observe.is_stepwise():
+            return _equation_by_equation(graph)
+        if "cpu watched" not in graph.derived:
+            graph.derived["cpu watched"] = compile_graph(graph, lowerings_of("cpu"), watched=True)
+        return graph.derived["cpu watched"]
     if "cpu" not in graph.derived:
         graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
     return graph.derived["cpu"]
+
+
+def _equation_by_equation(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:
+    device = get_device("cpu")
+
+    def run(*buffers: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(t.data for t in graph.run(*[Tensor(b, device) for b in buffers]))
+
+    return run
 
 
 def _with_last_reads(
     planned: list[tuple[Equation, tuple[int, ...], tuple[int, ...]]],
     keep: set[int],
     lowerings: Mapping[Primitive, Callable[..., Any]],
+    watched: bool,
 ) -> list[Step]:
     steps: list[Step] = []
     seen = set(keep)
     for eqn, reads, writes in reversed(planned):
         last = tuple({*reads, *writes} - seen)
         seen.update(reads)
-        steps.append(Step(_kernel(eqn, lowerings), reads, writes, last))
+        kernel = _kernel(eqn, lowerings)
+        if watched:
+            place = get_device("cpu")
+            kernel = observe.reported(kernel, eqn.prim, eqn.params, place, eqn.source)
+        steps.append(Step(kernel, reads, writes, last))
     return steps[::-1]
 
 
