@@ -61,7 +61,7 @@ class Node(NamedTuple):
         return tuple(int(v) for v in value)
 
     def known(self, name: str, value: Tensor) -> np.ndarray:
-        """The values of an input on which the shape of the result depends.
+        """The values of an input on which shapes or branches depend.
 
         Raises:
             TracerError: `tl.jit` or `tl.vmap` traces it.
@@ -70,8 +70,8 @@ class Node(NamedTuple):
             return value.concrete(name).numpy()
         except TracerError:
             raise TracerError(
-                f"{self}: its input {name!r} decides shapes, so its values must be known, but it "
-                "is traced; close over it, or make it a constant of the model"
+                f"{self}: its input {name!r} decides shapes or branches, so its values must be "
+                "known, but it is traced; close over it, or make it a constant of the model"
             ) from None
 
     def count_outputs(self) -> int:

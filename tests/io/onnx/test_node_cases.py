@@ -92,6 +92,37 @@ def test_operator(operator):
         assert operator in {"GlobalLpPool"}, f"ONNX has no case for {operator}"
 
 
+# Their first input decides the shape of the result or the branch.
+SHAPED_BY_VALUES = ("Constant", "ConstantOfShape", "If", "Loop", "NonZero", "Range")
+
+
+@pytest.mark.xdist_group("onnx")
+@pytest.mark.parametrize("operator", sorted(set(OPERATORS) - {*SHAPED_BY_VALUES, "GlobalLpPool"}))
+def test_operator_under_transforms(operator):
+    """jit and vmap give what eager mode gives, and grad finds its way."""
+    case = next(c for c in cases()[operator] if not is_unsupported(c.name))
+    model = tl.io.from_onnx(case.model)
+    inputs = [tl.asarray(as_array(x)) for x in case.data_sets[0][0]]
+    # What is traced: the first input, and images, matrices and the like beside it.
+    traced = [i for i, x in enumerate(inputs) if not i or (x.dtype.kind == "f" and x.ndim)]
+
+    def f(*values):
+        given = dict(enumerate(inputs)) | dict(zip(traced, values, strict=True))
+        return model(list(given.values()))
+
+    values = [inputs[i] for i in traced]
+    expected = f(*values)
+    stacked = tl.vmap(f)(*[tl.stack([x, x]) for x in values])
+    for want, jitted, mapped in zip(expected, tl.jit(f)(*values), stacked, strict=True):
+        for result in (jitted, mapped[0], mapped[1]):
+            assert result.dtype == want.dtype
+            np.testing.assert_allclose(np.asarray(result), np.asarray(want), rtol=1e-5, atol=1e-6)
+    floating = expected[0].dtype == tl.float32
+    if floating and all(x.dtype == tl.float32 for x in values):
+        gradient = tl.grad(lambda *xs: tl.sum(f(*xs)[0]))(*values)
+        assert gradient.shape == values[0].shape
+
+
 @pytest.mark.xdist_group("onnx")
 def test_operators_expanded_into_simpler_ones():
     passed = 0
