@@ -175,6 +175,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         IndexError: too many indices, or one is out of range.
         TypeError: an entry is none of these.
     """
+    if isinstance(index, _ARRAYS) and getattr(index, "ndim", 0) == 0 and _is_mask(index):
+        return getitem(reshape(x, (1, *x.shape)), reshape(asarray(index), (1,)))
     entries, dots = _expand(x, index)
     if not any(isinstance(e, Tensor) for e in entries):
         return _basic(x, entries)
@@ -189,6 +191,13 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         return result
     count = arrays[0].ndim
     return moveaxis(result, tuple(range(count)), tuple(range(places[0], places[0] + count)))
+
+
+_ARRAYS = (Tensor, np.ndarray, np.bool_, bool)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, bool) or index.dtype == dtypes.bool_
 
 
 def _is_int(entry: Any) -> bool:
@@ -256,8 +265,9 @@ def _axes_used(entry: Any) -> int:
 
 def _mask_to_indices(x: Tensor, mask: Tensor, axis: int) -> list[Tensor]:
     if mask.ndim == 0:
-        raise IndexError("a boolean index without dimensions is not supported; use tl.where")
-    if mask.shape != x.shape[axis : axis + mask.ndim]:
+        raise IndexError("a boolean index without dimensions must be the only one; use tl.where")
+    sizes = x.shape[axis : axis + mask.ndim]
+    if any(m not in (n, 0) for m, n in zip(mask.shape, sizes, strict=True)):
         raise IndexError(
             f"boolean index of shape {mask.shape} does not match shape {x.shape} at axis {axis}"
         )

@@ -86,8 +86,8 @@ def _unique(x: Tensor, op: str) -> UniqueAll:
     )
     return UniqueAll(
         take(reshape(x, -1), _positions(indices, x), axis=0),
-        _positions(inverse.reshape(x.shape), x),
         _positions(indices, x),
+        _positions(inverse.reshape(x.shape), x),
         _positions(counts, x),
     )
 

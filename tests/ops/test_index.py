@@ -242,7 +242,7 @@ x = tl.zeros((2, 3))
         (lambda: x["a"], TypeError, r"cannot index a tensor with 'a' \(str\); use integers"),
         (lambda: x[tl.ones(2)], IndexError, r"holds integers or booleans, got float32"),
         (lambda: x[[0.5]], IndexError, r"holds integers or booleans, got float32"),
-        (lambda: x[True], IndexError, r"boolean index without dimensions.*tl.where"),
+        (lambda: x[True, 0], IndexError, r"boolean index without dimensions.*tl.where"),
         (
             lambda: x[[True, False, True]],
             IndexError,
