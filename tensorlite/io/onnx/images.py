@@ -182,8 +182,8 @@ def _(node: Node, x: Image) -> Image:
 def _cells_counted(node: Node, window: Window, spatial: tuple[int, ...]) -> np.ndarray:
     """How many cells the mean at each position is over: those inside the image, or inside its
     padding too; what rounding up has added counts in neither case."""
-    given = Node(node.op, node.name, node.version, {**node.attributes, "ceil_mode": 0}, (), ())
-    declared = _window(given, spatial, window.sizes).padding
+    exact = node._replace(attributes={**node.attributes, "ceil_mode": 0})
+    declared = _window(exact, spatial, window.sizes).padding
     include = node.get("count_include_pad", 0)
     counts = np.ones((), np.int64)
     for axis, positions in enumerate(window.positions(spatial)):

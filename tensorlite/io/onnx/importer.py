@@ -160,9 +160,7 @@ def run(graph: Graph, values: Mapping[str, Any]) -> list[Any]:
     for node, dropped in zip(graph.nodes, graph.dropped, strict=True):
         inputs = [known[name] for name in node.inputs]
         inner = {
-            name: functools.partial(run, body, {n: known[n] for n in body.captured})
-            if not body.inputs
-            else functools.partial(_run_with_inputs, body, {n: known[n] for n in body.captured})
+            name: functools.partial(_run_body, body, {n: known[n] for n in body.captured})
             for name, body in node.attributes.items()
             if isinstance(body, Graph)
         }
@@ -174,13 +172,14 @@ def run(graph: Graph, values: Mapping[str, Any]) -> list[Any]:
             results = folded(functools.partial(_apply, entry, node), *inputs)
         if isinstance(results, Tensor | Image):
             results = (results,)
-        known.update(zip(node.outputs, results, strict=False))
+        known |= {n: x for n, x in zip(node.outputs, results, strict=False) if n}
         for name in dropped:
             del known[name]
     return [known[name] for name in graph.outputs]
 
 
-def _run_with_inputs(body: Graph, captured: dict[str, Any], *inputs: Tensor) -> list[Any]:
+def _run_body(body: Graph, captured: dict[str, Any], *inputs: Tensor) -> list[Any]:
+    """A graph inside a node, for values of the graph around it and inputs of its own."""
     return run(body, {**captured, **dict(zip(body.inputs, inputs, strict=True))})
 
 
@@ -188,10 +187,9 @@ def _apply(entry: Operator, node: Node, *inputs: Any) -> Any:
     try:
         if entry.layout == "pointwise":
             return apply_pointwise(entry.function, node, list(inputs))
-        rest = [None if v is None else as_tensor(v) for v in inputs]
         if entry.layout == "image":
-            return entry.function(node, as_image(inputs[0]), *rest[1:])
-        return entry.function(node, *rest)
+            return entry.function(node, as_image(inputs[0]), *map(as_tensor, inputs[1:]))
+        return entry.function(node, *map(as_tensor, inputs))
     except (TypeError, ValueError, IndexError) as error:
         if str(node) in str(error):
             raise

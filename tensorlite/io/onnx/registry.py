@@ -130,8 +130,8 @@ def as_image(value: Tensor | Image) -> Image:
     return value if isinstance(value, Image) else Image(to_channels_last(value))
 
 
-def as_tensor(value: Tensor | Image) -> Tensor:
-    """`value` as the model has it."""
+def as_tensor(value: Any) -> Any:
+    """A tensor or image as the model has it; None, of an input that is left out, stays None."""
     return value.channels_first() if isinstance(value, Image) else value
 
 
@@ -140,7 +140,7 @@ def apply_pointwise(function: Callable[..., Any], node: Node, inputs: list[Any])
     ranks = {v.x.ndim for v in inputs if isinstance(v, Image)}
     ndim = max(ranks, default=0)
     if len(ranks) != 1 or any(isinstance(v, Tensor) and v.ndim > ndim for v in inputs):
-        return function(node, *[None if v is None else as_tensor(v) for v in inputs])
+        return function(node, *map(as_tensor, inputs))
     moved = [_aligned(v, ndim) if isinstance(v, Tensor) else v and v.x for v in inputs]
     result = function(node, *moved)
     if isinstance(result, tuple):

@@ -300,6 +300,17 @@ def test_two_images_of_different_ranks_meet():
     close(tl.io.from_onnx(model)(X, v), reference(model, x=X, v=v))
 
 
+def test_outputs_and_inputs_that_are_left_out():
+    model = build(
+        [("TopK", ["x", "k"], ["", "places"], {}), ("Clip", ["x", "", "high"], ["y"], {})],
+        {"x": (4,)},
+        ["y", "places"],
+        {"k": np.array([2]), "high": np.float32(0.5)},
+    )
+    y, places = tl.io.from_onnx(model)(np.array([-1, 3, 0, 2], np.float32))
+    assert y.tolist() == [-1, 0.5, 0, 0.5] and places.tolist() == [1, 3]
+
+
 @pytest.mark.parametrize("p", [1, 2])
 def test_global_lp_pool(p):
     """The one operator for which ONNX has no case of its own."""
