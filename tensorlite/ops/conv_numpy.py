@@ -22,10 +22,11 @@ CHUNK_BYTES = 1 << 20
 
 
 def widened(kernel: Any, a: np.ndarray, b: np.ndarray, *rest: Any) -> np.ndarray:
-    """`kernel(a, b, *rest)`, in float32 where the dtype is a half precision."""
-    if a.dtype not in (dtypes.float16, dtypes.bfloat16):
-        return kernel(np.ascontiguousarray(a), np.ascontiguousarray(b), *rest)
-    return kernel(a.astype(np.float32), b.astype(np.float32), *rest).astype(a.dtype)
+    """`kernel(a, b, *rest)` on contiguous arrays, in float32 where their dtype is narrower."""
+    narrow = a.dtype in (dtypes.float16, dtypes.bfloat16)
+    wide = np.dtype(np.float32) if narrow else a.dtype
+    result = kernel(np.ascontiguousarray(a, wide), np.ascontiguousarray(b, wide), *rest)
+    return result.astype(a.dtype, copy=False)
 
 
 def convolve(x: np.ndarray, w: np.ndarray, window: Window) -> np.ndarray:

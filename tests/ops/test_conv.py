@@ -277,3 +277,22 @@ def test_the_adjoints_check_their_arguments() -> None:
         conv_input_grad_p.abstract(aval(1, 5, 1), aval(3, 1, 1), window=window, spatial=(6,))
     with pytest.raises(ValueError, match=r"conv_weight_grad: g is .* has \(4,\) positions"):
         conv_weight_grad_p.abstract(aval(1, 6, 1), aval(1, 5, 1), window=window)
+
+
+@pytest.mark.parametrize("dtype", [tl.float64, tl.float32, tl.float16, tl.bfloat16], ids=str)
+def test_views_that_are_not_contiguous(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (2, 5, 7)).astype(
+        dtype
+    )  # small integers, which every dtype adds exactly
+    w = rng.integers(-2, 3, (6, 5, 3)).astype(dtype)
+    views = [tl.permute_dims(tl.asarray(a), axes) for a, axes in ((x, (0, 2, 1)), (w, (2, 1, 0)))]
+    copies = [tl.asarray(np.ascontiguousarray(np.asarray(view))) for view in views]
+    for f in (
+        lambda x, w: nn.conv(x, w, padding="valid"),
+        lambda x, w: tl.grad(lambda x: tl.sum(nn.conv(x, w, padding="valid")))(x),
+        lambda x, w: tl.grad(lambda w: tl.sum(nn.conv(x, w, padding="valid")))(w),
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(f(*views)).astype(np.float64), np.asarray(f(*copies)).astype(np.float64)
+        )

@@ -29,9 +29,8 @@ UNSUPPORTED = (
 )
 PASSING = ("zero_ratio", "zero_ratio_mask", "identity_sequence")
 # ONNX computes these in half precision, step by step; tensorlite's softmax runs in float32, and the
-# difference exceeds the tolerance, which is that of float32. Half-precision convolutions of views
-# are left out too.
-ROUNDED = ("attention", "causal_conv")
+# difference exceeds the tolerance, which is that of float32.
+ROUNDED = ("attention",)
 EXPANDED = "functions expanded"
 
 
