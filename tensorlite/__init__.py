@@ -7,11 +7,12 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 
 from math import e, inf, nan, pi
 
-from . import data, debug, io, linalg, nn, optim, profiler, random, tree
+from . import checkpoint_policies, data, debug, io, linalg, nn, optim, profiler, random, tree
 from ._version import __version__
 from .array_api import VERSION as __array_api_version__
 from .array_api import array_namespace_info as __array_namespace_info__
 from .autodiff import grad, jvp, value_and_grad, vjp
+from .checkpoint_policies import checkpoint_name
 from .composite import checkpoint, custom_vjp
 from .control_flow import cond, while_loop
 from .core import Tensor, TracerError

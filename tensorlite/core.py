@@ -299,8 +299,6 @@ class Primitive:
     body: Rule | None = None  # a composite's decomposition into primitives
 
     def __init__(self, name: str, *, differentiable: bool = True):
-        if name in primitives:
-            raise ValueError(f"there is already a primitive named {name!r}")
         self.name = name
         self.differentiable = differentiable
         self.shape_rule: Rule | None = None
@@ -311,6 +309,8 @@ class Primitive:
         self.register()
 
     def register(self) -> None:
+        if self.name in primitives:
+            raise ValueError(f"there is already a primitive named {self.name!r}")
         primitives[self.name] = self
 
     def shape(self, rule: Rule) -> Rule:

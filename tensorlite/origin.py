@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, NamedTuple
 
 _LIBRARY = os.path.dirname(__file__) + os.sep
@@ -105,14 +105,15 @@ class _Recording:
 
 recording = _Recording()  # whether derivatives in eager mode remember the forward line, too
 modules: list[type] = []  # the classes whose `__call__` is a scope
-_borders: set[CodeType] = set()
-_replays: dict[CodeType, str] = {}
+# By the identity of the code, since the hash of a code object reads all of it.
+_borders: set[int] = set()
+_replays: dict[int, str] = {}
 
 
 def border(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: scopes entered outside of this function do not reach what it traces, so that a
     graph can be used in several places."""
-    _borders.add(function.__code__)
+    _borders.add(id(function.__code__))
     return function
 
 
@@ -121,7 +122,7 @@ def replays(local: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     something with such a `source`."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        _replays[function.__code__] = local
+        _replays[id(function.__code__)] = local
         return function
 
     return mark
@@ -131,28 +132,29 @@ def here() -> Origin | None:
     """The origin of the operation that is running, from the innermost frame outwards."""
     place: tuple[str, int, str] | None = None
     scope: list[str] = []
-    entered = list(_scopes.entered)
+    entered = _scopes.entered
     module: Any = None
     bounded = False
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if not bounded:
-            if code in _replays:
-                replayed = frame.f_locals.get(_replays[code])
+            if id(code) in _replays:
+                replayed = frame.f_locals.get(_replays[id(code)])
                 outer = getattr(replayed, "source", replayed)
                 if isinstance(outer, Origin):
                     return _at(place or outer[:3], _named(scope, module), outer)
-            names = [s.name for s in reversed(entered) if s.frame is frame]
-            if names:
-                scope, module = [*_named(scope, module), *names], None
+            if entered:
+                names = [s.name for s in reversed(entered) if s.frame is frame]
+                if names:
+                    scope, module = [*_named(scope, module), *names], None
             if code.co_name == "__call__" and code.co_argcount:
                 called = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(called, tuple(modules)) and called is not module:
                     if module is not None:
                         scope.append(_name_in(called, module))
                     module = called
-            bounded = code in _borders
+            bounded = id(code) in _borders
         if place is None and not _is_plumbing(code.co_filename):
             place = (code.co_filename, frame.f_lineno, code.co_qualname)
         if bounded and place is not None:

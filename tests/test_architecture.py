@@ -24,6 +24,7 @@ ROOMS = (
     ("observe",),
     ("ops",),
     ("autodiff", "vectorize", "graph", "render", "drawing"),
+    ("checkpoint_policies",),
     ("halves", "composite", "jit"),
     ("control_flow", "scan", "derivatives"),
     ("linalg", "array_api"),

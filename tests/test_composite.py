@@ -172,6 +172,18 @@ def test_the_gradient_of_an_unmapped_argument_is_summed() -> None:
     assert tl.jit(tl.grad(loss, 1))(float64(2.0), float64([1.0, 2.0])).tolist() == [2, 2]
 
 
+def test_a_function_may_be_called_like_a_primitive() -> None:
+    @tl.custom_vjp
+    def exp(x: tl.Tensor) -> tl.Tensor:
+        return tl.exp(x)
+
+    exp.defvjp(lambda x: (tl.exp(x), None), lambda _, ct: (ct * 3,))
+    assert tl.grad(exp)(float64(1.0)).item() == 3
+    assert primitives["exp"] is tl.exp.prim
+    with pytest.raises(ValueError, match="there is already a primitive named 'exp'"):
+        Composite("exp", tl.exp)
+
+
 def broken(forward: Any, backward: Any) -> Callable[[], Any]:
     def run() -> Any:
         f = tl.custom_vjp(scale_it)
@@ -327,3 +339,163 @@ def test_checkpoint_takes_flags_keywords_and_pytrees() -> None:
 def test_checkpoint_needs_no_values() -> None:
     with pytest.raises(tl.TracerError, match=r"while tl.checkpoint of <lambda> traces"):
         tl.checkpoint(lambda x: x if x > 0 else -x)(tl.ones(()))
+
+
+# ---- policies ------------------------------------------------------------------------------------
+
+
+def named_block(x: tl.Tensor, w: tl.Tensor) -> tl.Tensor:
+    h = tl.checkpoint_name(tl.exp(tl.matmul(x, w)), "hidden")
+    return tl.tanh(tl.matmul(tl.sin(h), w))
+
+
+def saved_by(policy: Any) -> tuple[list[tuple[int, ...]], Graph, Graph]:
+    """The shapes that the policy keeps besides the arguments, and the halves of the derivative."""
+    x, w = tl.ones((5, 3)), tl.ones((3, 3))
+    graph = tl.make_graph(tl.checkpoint(named_block, policy=policy) if policy else named_block)(
+        x, w
+    )
+    forward, backward = differentiate(graph, (True, True), x.device)
+    kept = [v for v in forward.outputs[1:] if v not in forward.inputs]
+    return [v.aval.shape for v in kept], forward, backward
+
+
+def test_save_nothing_is_what_a_checkpoint_does() -> None:
+    kept, _, backward = saved_by(tl.checkpoint_policies.save_nothing)
+    assert kept == []
+    assert (count(backward, "exp"), count(backward, "tanh")) == (1, 1)
+    assert str(backward) == str(saved_by_default())
+
+
+def saved_by_default() -> Graph:
+    x, w = tl.ones((5, 3)), tl.ones((3, 3))
+    graph = tl.make_graph(tl.checkpoint(named_block))(x, w)
+    return differentiate(graph, (True, True), x.device).backward
+
+
+def test_save_everything_runs_nothing_again() -> None:
+    plain, _, plain_backward = saved_by(None)
+    kept, _, backward = saved_by(tl.checkpoint_policies.save_everything)
+    assert sum(np.prod(s) for s in kept) <= sum(np.prod(s) for s in plain)
+    for name in ("matmul", "exp", "sin", "tanh"):
+        assert count(backward, name) == count(plain_backward, name), name
+
+
+def test_save_names_keeps_those_and_runs_the_rest_again() -> None:
+    kept, forward, backward = saved_by(tl.checkpoint_policies.save_names("hidden"))
+    assert kept == [(5, 3)], "one value, though exp's derivative and sin both read it"
+    assert count(forward, "exp") == 1
+    assert count(backward, "exp") == 0, "the named value is there, and so is what it names"
+    assert (count(backward, "sin"), count(backward, "tanh")) == (1, 1)
+    _, _, again = saved_by(None)
+    assert count(backward, "matmul") == count(again, "matmul") + 1, "the second product only"
+    kept, _, backward = saved_by(tl.checkpoint_policies.save_names("other", "names"))
+    assert kept == []
+    assert count(backward, "exp") == 1
+
+
+def test_save_matmuls_keeps_products_and_convolutions() -> None:
+    kept, _, backward = saved_by(tl.checkpoint_policies.save_matmuls)
+    _, _, plain = saved_by(None)
+    assert kept == [(5, 3), (5, 3)]
+    assert count(backward, "matmul") == count(plain, "matmul")
+    assert (count(backward, "exp"), count(backward, "tanh")) == (1, 1)
+    x, w = tl.ones((1, 4, 4, 2)), tl.ones((3, 3, 2, 2))
+    f = tl.checkpoint(
+        lambda x, w: tl.exp(tl.nn.conv(x, w)), policy=tl.checkpoint_policies.save_matmuls
+    )
+    halves = differentiate(tl.make_graph(f)(x, w), (True, True), x.device)
+    assert count(halves.backward, "conv") == 0
+    assert count(halves.backward, "exp") == 1
+
+
+def only_exp(eqn: Any) -> bool:
+    return eqn.prim.name == "exp"
+
+
+POLICIES = [
+    tl.checkpoint_policies.save_nothing,
+    tl.checkpoint_policies.save_everything,
+    tl.checkpoint_policies.save_matmuls,
+    tl.checkpoint_policies.save_names("hidden"),
+    only_exp,
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: getattr(p, "__name__", str(p)))
+def test_no_policy_changes_a_derivative(policy: Any) -> None:
+    x, w = float64(np.linspace(-1, 1, 6).reshape(2, 3)), float64(np.eye(3) * 0.3 + 0.1)
+
+    def total(f: Any) -> Any:
+        return lambda w: tl.sum(f(f(x, w), w) * tl.sum(f(x, w)))
+
+    f = tl.checkpoint(policy=policy)(named_block)
+    plain, saving = total(named_block), total(f)
+    first = tl.grad(plain)(w).numpy()
+    second = tl.grad(lambda w: tl.sum(tl.grad(plain)(w) ** 2))(w).numpy()
+    batch = tl.stack([w, w * 2])
+    mapped = tl.vmap(tl.grad(plain))(batch).numpy()
+    for gradient in (tl.grad(saving), tl.jit(tl.grad(saving)), tl.grad(tl.jit(saving))):
+        np.testing.assert_allclose(gradient(w).numpy(), first, rtol=1e-10)
+    for wrap in (lambda g: g, tl.jit):
+        again = wrap(tl.grad(lambda w: tl.sum(tl.grad(saving)(w) ** 2)))(w)
+        np.testing.assert_allclose(again.numpy(), second, rtol=1e-10)
+        each = wrap(tl.vmap(tl.grad(saving)))(batch)
+        np.testing.assert_allclose(each.numpy(), mapped, rtol=1e-10)
+    both = tl.grad(lambda b: tl.sum(tl.vmap(saving)(b)))(batch)
+    np.testing.assert_allclose(both.numpy(), mapped, rtol=1e-10)
+    tangent = tl.jvp(saving, (w,), (w,))[1].numpy()
+    np.testing.assert_allclose(tangent, tl.jvp(plain, (w,), (w,))[1].numpy(), rtol=1e-10)
+
+
+def test_a_checkpoint_survives_vmap() -> None:
+    f = tl.checkpoint(named_block, policy=tl.checkpoint_policies.save_names("hidden"))
+    x, w = tl.ones((4, 5, 3)), tl.ones((3, 3))
+    graph = tl.make_graph(tl.vmap(f, (0, None)))(x, w)
+    assert count(graph, "checkpoint") == 1
+    forward, backward = differentiate(graph, (True, True), x.device)
+    kept = [v.aval.shape for v in forward.outputs[1:] if v not in forward.inputs]
+    assert kept == [(4, 5, 3)]
+    assert count(backward, "exp") == 0
+
+
+def test_results_that_are_named_arguments_or_constants_need_no_saving() -> None:
+    policy = tl.checkpoint_policies.save_names("a")
+
+    @tl.checkpoint(policy=policy)
+    def f(x: tl.Tensor) -> Any:
+        once = tl.checkpoint_name(x, "a")
+        return tl.checkpoint_name(once, "a") * 2, tl.checkpoint_name(tl.ones(2), "a")
+
+    assert tl.grad(lambda x: tl.sum(f(x)[0]) + tl.sum(f(x)[1]))(tl.ones(2)).tolist() == [2, 2]
+
+
+def test_operations_with_several_results_and_rules_of_their_own_can_be_saved() -> None:
+    x = float64(np.random.default_rng(0).normal(size=(1, 4, 4, 2)))
+
+    def f(x: tl.Tensor) -> tl.Tensor:
+        y = tl.nn.max_pool(tl.nn.relu(x), 2)
+        return tl.sum(tl.jit(lambda y: tl.exp(y) * y)(tl.nn.softmax(y)))
+
+    saving = tl.checkpoint(f, policy=tl.checkpoint_policies.save_everything)
+    expected = tl.grad(f)(x).numpy()
+    for gradient in (tl.grad(saving), tl.jit(tl.grad(saving))):
+        np.testing.assert_allclose(gradient(x).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: tl.checkpoint(block, policy=["a"]), r"checkpoint: policy is a hashable function"),
+        (
+            lambda: tl.checkpoint(block, policy=tl.checkpoint_policies.save_names),
+            r"save_names is called with names",
+        ),
+        (lambda: tl.checkpoint_policies.save_names(), r"save_names: takes one name or more"),
+        (lambda: tl.checkpoint_policies.save_names(3), r"all strings, got \(3,\)"),
+        (lambda: tl.checkpoint_name(tl.ones(2), 3), r"checkpoint_name: the name is a string"),
+    ],
+)
+def test_bad_policies_are_refused(action: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        action()
