@@ -104,12 +104,14 @@ class Box(Tracer):
 class VJPTrace(Trace):
     """Records how cotangents flow back through the primitives that meet its boxes."""
 
-    name = "tl.grad"
-
-    def __init__(self, level: int):
+    def __init__(self, level: int, what: str, f: Callable[..., Any]):
         super().__init__(level)
+        self.what, self.f = what, f
         # Lines of eager operations are worth their time only when somebody looks for a mistake.
         self.records = recording.on or tracing_graph() is not None
+
+    def __str__(self) -> str:
+        return f"tl.{self.what} of {getattr(self.f, '__name__', type(self.f).__name__)}"
 
     def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
         if not prim.differentiable:
@@ -207,7 +209,12 @@ def backward(
 
 
 def _linearize(
-    f: Callable[..., Any], args: tuple[Any, ...], active: Sequence[bool], has_aux: bool, what: str
+    f: Callable[..., Any],
+    args: tuple[Any, ...],
+    active: Sequence[bool],
+    has_aux: bool,
+    what: str,
+    user_function: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any, Callable[[Sequence[Tensor | None]], list[Tensor | None]], tree.TreeDef]:
     """Run f(*args) with boxes around the `active` leaves of `args`.
 
@@ -215,7 +222,7 @@ def _linearize(
     cotangents of the active leaves, and the structure of the result.
     """
     leaves, treedef = tree.flatten(args)
-    with new_trace(VJPTrace) as trace:
+    with new_trace(VJPTrace, what, user_function or f) as trace:
         sources = [Node((), None) for a in active if a]
         fresh = iter(sources)
         boxed = [
@@ -367,7 +374,7 @@ def value_and_grad(
                 full_args[position] = arg
             return f(*full_args, **tree.map(lambda x: x, kwargs))
 
-        value, aux, pull, _ = _linearize(of_picked, picked, active, has_aux, "grad")
+        value, aux, pull, _ = _linearize(of_picked, picked, active, has_aux, "grad", f)
         if not isinstance(value, Tensor) or value.shape != () or not dtypes.is_float(value.dtype):
             got = str(value.aval) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(

@@ -44,11 +44,13 @@ class BatchTracer(Tracer):
 class BatchTrace(Trace):
     """Applies batching rules."""
 
-    name = "tl.vmap"
-
-    def __init__(self, level: int, size: int):
+    def __init__(self, level: int, size: int, f: Callable[..., Any]):
         super().__init__(level)
         self.size = size
+        self.f = f
+
+    def __str__(self) -> str:
+        return f"tl.vmap of {getattr(self.f, '__name__', type(self.f).__name__)}"
 
     def process(self, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]) -> Any:
         batched = [arg.trace is self for arg in args]
@@ -100,7 +102,7 @@ def vmap(
             for leaf, axis in zip(leaves, flat_axes, strict=True)
         ]
         size = _batch_size(leaves, flat_axes, (args, kwargs), axis_size)
-        with new_trace(BatchTrace, size) as trace:
+        with new_trace(BatchTrace, size, f) as trace:
             wrapped = [
                 leaf if axis is None else BatchTracer(trace, _move_axis(leaf, axis, 0))
                 for leaf, axis in zip(leaves, flat_axes, strict=True)

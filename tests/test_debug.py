@@ -181,7 +181,11 @@ def test_a_leaked_tracer_names_the_transform_and_where_it_was_made() -> None:
         tl.jit(lambda x: x * leaks[0])(tl.ones(2))
     leaks.clear()
     tl.vmap(f)(tl.ones((2, 2)))
-    with pytest.raises(tl.TracerError, match=r"add: got a value traced by tl.vmap"):
+    with pytest.raises(tl.TracerError, match=r"add: got a value traced by tl.vmap of f, which"):
+        leaks[0] + 1
+    leaks.clear()
+    tl.grad(lambda x: tl.sum(f(x)))(tl.ones(2))
+    with pytest.raises(tl.TracerError, match=r"add: got a value traced by tl.grad of <lambda>, wh"):
         leaks[0] + 1
 
 

@@ -82,7 +82,9 @@ def executable(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:
         if observe.is_stepwise():
             return _equation_by_equation(graph)
         if "cpu watched" not in graph.derived:
-            graph.derived["cpu watched"] = compile_graph(graph, lowerings_of("cpu"), watched=True)
+            with observe.span(f"compile {graph.name}"):
+                compiled = compile_graph(graph, lowerings_of("cpu"), watched=True)
+            graph.derived["cpu watched"] = compiled
         return graph.derived["cpu watched"]
     if "cpu" not in graph.derived:
         graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
