@@ -12,7 +12,7 @@ import functools
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -325,6 +325,73 @@ def flat_vjp(
     return value, pull
 
 
+class Chosen(NamedTuple):
+    """The arguments that a derivative is taken with respect to.
+
+    Attributes:
+        call: the function, of these arguments alone.
+        leaves: their leaves, `treedef` the structure of the tuple of them.
+        active: which leaves are differentiated: all but the buffers of modules.
+    """
+
+    call: Callable[..., Any]
+    leaves: list[Tensor]
+    treedef: tree.TreeDef
+    active: list[bool]
+
+    def trees(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """A tuple like that of the arguments, with these leaves."""
+        return tree.unflatten(self.treedef, leaves)
+
+
+def check_argnums(what: str, argnums: Any) -> tuple[int, ...]:
+    """`argnums` as a tuple.
+
+    Raises:
+        TypeError: it is neither an int nor a sequence of ints.
+    """
+    positions = (argnums,) if isinstance(argnums, int) else argnums
+    if not isinstance(positions, tuple | list) or not all(isinstance(p, int) for p in positions):
+        raise TypeError(f"{what}: argnums is an int or a sequence of ints, got {argnums!r}")
+    return tuple(positions)
+
+
+def choose_arguments(
+    what: str, f: Callable[..., Any], positions: tuple[int, ...], args: Any, kwargs: Any
+) -> Chosen:
+    """The arguments at `positions`, as every derivative takes them.
+
+    Raises:
+        TypeError: there is no such argument, or a leaf that is no buffer is not floating-point.
+        ValueError: an argument is named twice.
+    """
+    for position in positions:
+        if not -len(args) <= position < len(args):
+            raise TypeError(
+                f"{what}: argnums={position}, but the function was called with {len(args)} "
+                "positional arguments"
+            )
+    places = [p % len(args) for p in positions]
+    if len(set(places)) < len(places):
+        raise ValueError(f"{what}: argnums={positions} names an argument twice")
+    picked = tuple(tree.map(asarray, args[p]) for p in places)
+    leaves, treedef = tree.flatten(picked)
+    active = tree.parameter_mask(picked)
+    for leaf, path, is_active in zip(leaves, tree.paths(picked), active, strict=True):
+        if is_active and not dtypes.is_float(leaf.dtype):
+            raise TypeError(_not_float(what, leaf, path, places))
+
+    def call(*picked: Any) -> Any:
+        # The other arguments are rebuilt too, so that a module that assigns to itself does not
+        # keep boxes.
+        full_args = [tree.map(lambda x: x, a) for a in args]
+        for place, arg in zip(places, picked, strict=True):
+            full_args[place] = arg
+        return f(*full_args, **tree.map(lambda x: x, kwargs))
+
+    return Chosen(call, leaves, treedef, active)
+
+
 def value_and_grad(
     f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
 ) -> Any:
@@ -343,38 +410,15 @@ def value_and_grad(
     Raises:
         TypeError: a leaf to differentiate is not floating-point, or the value is not a scalar.
     """
-    several = isinstance(argnums, Sequence)
-    positions = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
-    if not all(isinstance(position, int) for position in positions):
-        raise TypeError(f"grad: argnums is an int or a sequence of ints, got {argnums!r}")
+    positions = check_argnums("grad", argnums)
 
     @functools.wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:
-        for position in positions:
-            if not -len(args) <= position < len(args):
-                raise TypeError(
-                    f"grad: argnums={argnums}, but the function was called with {len(args)} "
-                    "positional arguments"
-                )
-        chosen = [p % len(args) for p in positions]
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"grad: argnums={argnums} names an argument twice")
-        picked = tuple(tree.map(asarray, args[p]) for p in chosen)
-        leaves, treedef = tree.flatten(picked)
-        active = tree.parameter_mask(picked)
-        for leaf, path, is_active in zip(leaves, tree.paths(picked), active, strict=True):
-            if is_active and not dtypes.is_float(leaf.dtype):
-                raise TypeError(_not_float(leaf, path, chosen))
-
-        def of_picked(*picked: Any) -> Any:
-            # The other arguments are rebuilt too, so that a module that assigns to itself does not
-            # keep boxes.
-            full_args = [tree.map(lambda x: x, a) for a in args]
-            for position, arg in zip(chosen, picked, strict=True):
-                full_args[position] = arg
-            return f(*full_args, **tree.map(lambda x: x, kwargs))
-
-        value, aux, pull, _ = _linearize(of_picked, picked, active, has_aux, "grad", f)
+        chosen = choose_arguments("grad", f, positions, args, kwargs)
+        active, leaves = chosen.active, chosen.leaves
+        value, aux, pull, _ = _linearize(
+            chosen.call, chosen.trees(leaves), active, has_aux, "grad", f
+        )
         if not isinstance(value, Tensor) or value.shape != () or not dtypes.is_float(value.dtype):
             got = str(value.aval) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
@@ -387,17 +431,19 @@ def value_and_grad(
         filled = [
             _fill(next(gradients) if a else None, x) for a, x in zip(active, leaves, strict=True)
         ]
-        gradient = tree.unflatten(treedef, filled)
-        return ((value, aux) if has_aux else value), (gradient if several else gradient[0])
+        gradient = chosen.trees(filled)
+        return ((value, aux) if has_aux else value), (
+            gradient[0] if isinstance(argnums, int) else gradient
+        )
 
     return with_gradient
 
 
-def _not_float(leaf: Tensor, path: str, positions: Sequence[int]) -> str:
+def _not_float(what: str, leaf: Tensor, path: str, positions: Sequence[int]) -> str:
     number, _, rest = path.partition(".")
     where = f"argument {positions[int(number)]}" + (f", leaf {rest!r}" if rest else "")
     return (
-        f"grad: {where} is {leaf.aval}, but only floating-point tensors have gradients; "
+        f"{what}: {where} is {leaf.aval}, but only floating-point tensors have gradients; "
         "convert it, or choose other arguments with argnums"
     )
 

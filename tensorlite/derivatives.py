@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, tree
-from .autodiff import jvp, vjp
+from .autodiff import Chosen, check_argnums, choose_arguments, jvp, vjp
 from .core import Tensor
-from .ops.creation import asarray
+from .ops.creation import asarray, zeros
 from .ops.shape import reshape
 from .vectorize import vmap
 
@@ -29,21 +29,22 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
         argument (tuples of them if `argnums` is a sequence). With `has_aux`, a pair of it and aux.
     """
 
+    positions = check_argnums("jacrev", argnums)
+
     @functools.wraps(f)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        chosen, of_chosen = _function_of(f, argnums, args, kwargs, "jacrev")
-        value, pull, *aux = vjp(of_chosen, *chosen, has_aux=has_aux)
-        leaves, out_def = tree.flatten(value)
-        _check_floats("jacrev", "result", leaves)
+        chosen = choose_arguments("jacrev", f, positions, args, kwargs)
+        points, of_points = _function_of_active(chosen)
+        value, pull, *aux = vjp(of_points, *points, has_aux=has_aux)
+        outs, out_def = tree.flatten(value)
+        _check_floats("jacrev", outs)
         rows = []
-        for index, leaf in enumerate(leaves):
-            basis = [
-                _basis(x) if i == index else _nothing(x, leaf.size) for i, x in enumerate(leaves)
-            ]
-            pulled = vmap(lambda *cts: pull(tree.unflatten(out_def, cts)))(*basis)
-            rows.append(tree.map(lambda g, s=leaf.shape: reshape(g, s + g.shape[1:]), pulled))
-        picked = [row if not isinstance(argnums, int) else row[0] for row in rows]
-        result = tree.unflatten(out_def, picked)
+        for index, out in enumerate(outs):
+            units = [_basis(x) if i == index else _nothing(x, out.size) for i, x in enumerate(outs)]
+            pulled = vmap(lambda *cts: pull(tree.unflatten(out_def, cts)))(*units)
+            parts = [reshape(g, out.shape + x.shape) for g, x in zip(pulled, points, strict=True)]
+            rows.append(_row(chosen, out, parts, argnums))
+        result = tree.unflatten(out_def, rows)
         return (result, *aux) if has_aux else result
 
     return jacobian
@@ -52,40 +53,34 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
 def jacfwd(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """A function that gives the Jacobian of `f`, column by column in forward mode. See `jacrev`."""
 
+    positions = check_argnums("jacfwd", argnums)
+
     @functools.wraps(f)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        chosen, of_chosen = _function_of(f, argnums, args, kwargs, "jacfwd")
-        aux: list[Any] = []
+        chosen = choose_arguments("jacfwd", f, positions, args, kwargs)
+        points, of_points = _function_of_active(chosen)
 
-        def values(*picked: Any) -> Any:
-            out = of_chosen(*picked)
-            if not has_aux:
-                return out
-            aux[:] = [tree.map(lambda x: x, out[1])]
-            return out[0]
+        def values(*xs: Tensor) -> Any:
+            return of_points(*xs)[0] if has_aux else of_points(*xs)
 
-        leaves, treedef = tree.flatten(tree.map(asarray, chosen))
-        _check_floats("jacfwd", "argument", leaves)
         columns = []
-        for index, leaf in enumerate(leaves):
-            basis = [
-                _basis(x) if i == index else _nothing(x, leaf.size) for i, x in enumerate(leaves)
-            ]
-
-            def push(*tangents: Tensor) -> Any:
-                primals = tree.unflatten(treedef, leaves)
-                return jvp(values, primals, tree.unflatten(treedef, tangents))[1]
-
-            pushed = vmap(push, out_axes=-1)(*basis)
-            columns.append(tree.map(lambda d, s=leaf.shape: reshape(d, d.shape[:-1] + s), pushed))
-        outputs = [tree.leaves(column) for column in columns]
-        out_def = tree.structure(columns[0])
+        for index, x in enumerate(points):
+            units = [_basis(y) if i == index else _nothing(y, x.size) for i, y in enumerate(points)]
+            push = vmap(lambda *moves: jvp(values, points, moves)[1], out_axes=-1)
+            columns.append(tree.leaves(push(*units)))
+        full = of_points(*points)
+        value, aux = full if has_aux else (full, None)
+        outs, out_def = tree.flatten(tree.map(asarray, value))
+        _check_floats("jacfwd", outs)
         rows = []
-        for number in range(len(outputs[0])):
-            row = tree.unflatten(treedef, [column[number] for column in outputs])
-            rows.append(row if not isinstance(argnums, int) else row[0])
+        for index, out in enumerate(outs):
+            parts = [
+                reshape(column[index], out.shape + x.shape)
+                for column, x in zip(columns, points, strict=True)
+            ]
+            rows.append(_row(chosen, out, parts, argnums))
         result = tree.unflatten(out_def, rows)
-        return (result, of_chosen(*chosen)[1]) if has_aux else result
+        return (result, aux) if has_aux else result
 
     return jacobian
 
@@ -119,35 +114,34 @@ def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., 
     return value, push
 
 
-def _function_of(
-    f: Callable[..., Any], argnums: int | Sequence[int], args: Any, kwargs: Any, what: str
-) -> tuple[tuple[Any, ...], Callable[..., Any]]:
-    """The chosen arguments, and `f` as a function of these alone."""
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    for position in positions:
-        if not -len(args) <= position < len(args):
-            raise TypeError(
-                f"{what}: argnums={argnums}, but the function was called with {len(args)} "
-                "positional arguments"
-            )
-    places = [p % len(args) for p in positions]
+def _function_of_active(chosen: Chosen) -> tuple[list[Tensor], Callable[..., Any]]:
+    """The leaves that are differentiated, and the function of these alone."""
 
-    def of_chosen(*picked: Any) -> Any:
-        everything = list(args)
-        for place, arg in zip(places, picked, strict=True):
-            everything[place] = arg
-        return f(*everything, **kwargs)
+    def of_points(*points: Tensor) -> Any:
+        supply = iter(points)
+        pairs = zip(chosen.leaves, chosen.active, strict=True)
+        return chosen.call(*chosen.trees([next(supply) if a else x for x, a in pairs]))
 
-    chosen = tuple(args[p] for p in places)
-    _check_floats(what, "argument", [asarray(x) for x in tree.leaves(chosen)])
-    return chosen, of_chosen
+    points = [x for x, a in zip(chosen.leaves, chosen.active, strict=True) if a]
+    return points, of_points
 
 
-def _check_floats(what: str, role: str, leaves: Sequence[Tensor]) -> None:
-    for leaf in leaves:
+def _row(chosen: Chosen, out: Tensor, parts: Sequence[Tensor], argnums: int | Sequence[int]) -> Any:
+    """The derivatives of one result by all arguments, in their structure; by buffers, zero."""
+    supply = iter(parts)
+    leaves = [
+        next(supply) if a else zeros(out.shape + x.shape, dtype=out.dtype, device=out.device)
+        for x, a in zip(chosen.leaves, chosen.active, strict=True)
+    ]
+    row = chosen.trees(leaves)
+    return row[0] if isinstance(argnums, int) else row
+
+
+def _check_floats(what: str, results: Sequence[Tensor]) -> None:
+    for leaf in results:
         if not dtypes.is_float(leaf.dtype):
             raise TypeError(
-                f"{what}: every leaf of the {role} must be floating-point, got {leaf.aval}"
+                f"{what}: every leaf of the result must be floating-point, got {leaf.aval}"
             )
 
 

@@ -404,7 +404,7 @@ i = tl.arange(3)
             r"grad: argument 1, leaf 'n.k' is int64\[3\]",
         ),
         (lambda: tl.grad(tl.sum, 2)(x), TypeError, r"argnums=2.*called with 1 positional"),
-        (lambda: tl.grad(tl.sum, (0, -2))(x), TypeError, r"argnums=\(0, -2\).*called with 1"),
+        (lambda: tl.grad(tl.sum, (0, -2))(x), TypeError, "argnums=-2.*called with 1"),
         (lambda: tl.grad(tl.add, (0, -2))(x, x), ValueError, r"names an argument twice"),
         (lambda: tl.grad(tl.sum, "x"), TypeError, r"argnums is an int or .* ints, got 'x'"),
         (lambda: tl.grad(tl.sum, 1.0), TypeError, r"argnums is an int or .* ints, got 1.0"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tensorlite as tl
+from tensorlite import nn
 
 rng = np.random.default_rng(0)
 A = tl.asarray(rng.normal(size=(4, 3)))
@@ -87,8 +88,8 @@ def test_linearize_runs_the_function_once() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: tl.jacrev(layer)(tl.arange(3)), "leaf of the argument must be floating-point"),
-        (lambda: tl.jacfwd(layer)(tl.arange(3)), "leaf of the argument must be floating-point"),
+        (lambda: tl.jacrev(layer)(tl.arange(3)), "only floating-point tensors have gradients"),
+        (lambda: tl.jacfwd(layer)(tl.arange(3)), "only floating-point tensors have gradients"),
         (lambda: tl.jacrev(lambda x: x > 0)(X), "leaf of the result must be floating-point"),
         (lambda: tl.jacrev(layer, 2)(X), "argnums=2, but the function was called with 1"),
         (lambda: tl.linearize(layer, X)[1](tl.ones(2)), r"tangents are float32\[2\]"),
@@ -97,3 +98,30 @@ def test_linearize_runs_the_function_once() -> None:
 def test_messages(call: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        self.w = X
+        self.mean = nn.Buffer(tl.zeros(3, dtype=tl.float64))
+        self.count = nn.Buffer(tl.asarray(0))
+
+    def __call__(self, x: tl.Tensor) -> tl.Tensor:
+        self.count = self.count + 1
+        self.mean = self.mean + x
+        return self.w * x + self.mean
+
+
+@pytest.mark.parametrize("jacobian", JACOBIANS)
+def test_arguments_are_taken_as_grad_takes_them(jacobian: Any) -> None:
+    model = Counter()
+    of_model = jacobian(lambda m, x: m(x))(model, X)
+    np.testing.assert_allclose(of_model.w.numpy(), np.diag(X.numpy()))
+    assert not of_model.mean.numpy().any() and of_model.count.shape == (3,)
+    of_x = jacobian(lambda m, x: m(x), 1)(model, X)
+    np.testing.assert_allclose(of_x.numpy(), np.diag(X.numpy() + 1))
+    assert int(model.count) == 0, "the caller's module is left alone"
+    with pytest.raises(ValueError, match="names an argument twice"):
+        jacobian(lambda x: x, (0, 0))(X)
+    with pytest.raises(TypeError, match="argnums is an int or a sequence of ints, got 'a'"):
+        jacobian(lambda x: x, "a")
