@@ -208,3 +208,42 @@ def test_unique_values_have_a_gradient() -> None:
     weights = tl.asarray([1.0, 10.0, 100.0])
     gradient = tl.grad(lambda x: tl.sum(tl.unique_values(x) * weights))(x)
     assert gradient.tolist() == [100.0, 1.0, 0.0, 10.0]
+
+
+def test_factorizations_without_a_derivative_say_so() -> None:
+    tall, wide = tl.ones((3, 2)), tl.ones((2, 3))
+    for factorize, message in (
+        (lambda: tl.grad(lambda x: tl.sum(tl.linalg.svd(x).U))(tall), "svd: .*full_matrices=False"),
+        (lambda: tl.grad(lambda x: tl.sum(tl.linalg.qr(x).R))(wide), "qr: .*mode='reduced'"),
+        (
+            lambda: tl.grad(lambda x: tl.sum(tl.linalg.qr(x, mode="complete").Q))(tall),
+            "qr: .*not wider than high",
+        ),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            factorize()
+
+
+@pytest.mark.parametrize("name", ["inv", "det", "cholesky", "svdvals", "pinv"])
+@pytest.mark.parametrize("dtype", [tl.float16, tl.bfloat16], ids=str)
+def test_factorizations_of_narrow_floats(name: str, dtype: Any) -> None:
+    x = tl.asarray([[4.0, 1.0], [1.0, 3.0]])
+    function = getattr(tl.linalg, name)
+    narrow = function(tl.astype(x, dtype))
+    assert narrow.dtype == dtype
+    np.testing.assert_allclose(
+        narrow.numpy().astype(np.float32), function(x).numpy(), rtol=0.02, atol=0.01
+    )
+
+
+@pytest.mark.parametrize("order", [0.5, 1, 2, 3, math.inf])
+def test_gradients_of_norms(order: float) -> None:
+    x = tl.asarray([0.5, -2.0, 1.5], dtype=tl.float64)
+    gradient = tl.grad(lambda x: tl.linalg.vector_norm(x, ord=order))(x).numpy()
+    step = 1e-6 * np.eye(3)
+    norm = [[np.linalg.norm(x.numpy() + sign * h, order) for h in step] for sign in (1, -1)]
+    np.testing.assert_allclose(gradient, np.subtract(*norm) / 2e-6, rtol=1e-6, atol=1e-9)
+
+
+def test_the_norm_of_zero_has_gradient_zero() -> None:
+    assert tl.grad(tl.linalg.vector_norm)(tl.zeros(2)).tolist() == [0.0, 0.0]

@@ -153,7 +153,7 @@ def operands(draw: Any, name: str) -> list[Any]:
     ]
     if draw(st.booleans()):
         place = draw(st.integers(0, 1))
-        pair[place] = draw(elements or values(given_[1 - place]))
+        pair[place] = draw(values(given_[1 - place]) if elements is None else elements)
     return pair
 
 

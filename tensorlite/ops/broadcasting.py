@@ -58,6 +58,7 @@ NUMERIC, BITS = INTEGER | FLOAT, INTEGER | BOOLEAN
 SIGNED = dtypes.SIGNED | FLOAT
 
 Line = Callable[..., Any]
+_SCALARS = (bool, int, float)  # isinstance is faster with a tuple than with a union
 
 
 def elementwise(
@@ -85,15 +86,22 @@ def elementwise(
     prim.batch_rule = functools.partial(batch_elementwise, prim)
 
     def unary(x: Any, /) -> Tensor:
-        if not isinstance(x, Tensor) or x.weak:
+        if type(x) is Tensor:  # the usual case, without a call
+            dtype = x.data.dtype
+        else:
             x = asarray(x)
-        if x.dtype not in kinds:
+            dtype = x.dtype
+        if dtype not in kinds:
             x = _convert(name, x, kinds)
         return bind(prim, x)
 
     def binary(x1: Any, x2: Any, /) -> Tensor:
-        x1, x2 = meet(x1, x2, name)
-        if x1.dtype not in kinds:
+        if type(x1) is Tensor and type(x2) is Tensor and x1.data.dtype is x2.data.dtype:
+            dtype = x1.data.dtype  # the usual case, without a call
+        else:
+            x1, x2 = meet(x1, x2, name)
+            dtype = x1.dtype
+        if dtype not in kinds:
             x1, x2 = _convert(name, x1, kinds), _convert(name, x2, kinds)
         return bind(prim, x1, x2)
 
@@ -125,13 +133,13 @@ def meet(x: Any, y: Any, op: str = "operator") -> tuple[Tensor, Tensor]:
                 return x, y
             dtype = dtypes.result_type(x, y)
             return cast(x, dtype), cast(y, dtype)
-        if isinstance(y, bool | int | float):
+        if isinstance(y, _SCALARS):
             if x.weak:
                 x = asarray(x)
             own = x.dtype
             dtype = dtypes.of_python_scalar(y, own)
             return x if dtype is own else cast(x, dtype), constant(y, dtype, x, op)
-    elif isinstance(y, Tensor) and isinstance(x, bool | int | float):
+    elif isinstance(y, Tensor) and isinstance(x, _SCALARS):
         if y.weak:
             y = asarray(y)
         dtype = dtypes.of_python_scalar(x, y.dtype)

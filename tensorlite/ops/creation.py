@@ -6,6 +6,7 @@ The transforms import this file for the zeros and ones that they need; so it imp
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -344,9 +345,23 @@ def iota(shape: Shape, axis: int, dtype: np.dtype = dtypes.default_int) -> Tenso
 
 
 def constant(value: bool | int | float, dtype: np.dtype, like: Tensor, op: str) -> Tensor:
-    """A 0-d constant beside `like`, as operators make of a Python scalar."""
-    device = like.device
-    return Tensor(device.from_numpy(constant_array(value, dtype, op)), device)
+    """A 0-d constant beside `like`, as operators make of a Python scalar.
+
+    Raises:
+        OverflowError: an integer does not fit `dtype`.
+    """
+    # Numbers that are equal compute alike if they are of one type, except for the two zeros.
+    kind: Any = type(value) if value else repr(value)
+    try:
+        return _constant(value, kind, dtype, like.device)
+    except OverflowError:
+        raise OverflowError(_does_not_fit(value, dtype, op)) from None
+
+
+@functools.lru_cache(maxsize=512)
+def _constant(value: Any, kind: Any, dtype: np.dtype, device: Device) -> Tensor:
+    """Programs use few numbers, again and again, and tensors are immutable."""
+    return Tensor(device.from_numpy(constant_array(value, dtype, "")), device)
 
 
 def constant_array(value: bool | int | float, dtype: np.dtype, op: str) -> np.ndarray:
@@ -361,9 +376,11 @@ def constant_array(value: bool | int | float, dtype: np.dtype, op: str) -> np.nd
         with np.errstate(all="ignore"):
             return np.asarray(value, dtype)
     except OverflowError:
-        raise OverflowError(
-            f"{op}: the number {value} does not fit {dtype}; use another dtype"
-        ) from None
+        raise OverflowError(_does_not_fit(value, dtype, op)) from None
+
+
+def _does_not_fit(value: int | float, dtype: np.dtype, op: str) -> str:
+    return f"{op}: the number {value} does not fit {dtype}; use another dtype"
 
 
 def as_shape(shape: int | Shape) -> Shape:

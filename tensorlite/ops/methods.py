@@ -22,10 +22,6 @@ _SCALARS = (bool, int, float)
 _OPERANDS = (Tensor, *_SCALARS, np.ndarray, np.generic)  # the likeliest first
 
 
-def _accepts(other: Any) -> bool:
-    return isinstance(other, _OPERANDS)
-
-
 def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
     """The method of an operator and its reflected form, which leave unknown operands to the other
     side.
@@ -35,14 +31,14 @@ def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
     """
 
     def forward(self: Tensor, other: Any) -> Any:
-        if not _accepts(other):
+        if not isinstance(other, _OPERANDS):
             return NotImplemented
         if self.weak and _is_weak(other):
             return _among_scalars(function, self, other)
         return function(self, other)
 
     def reflected(self: Tensor, other: Any) -> Any:
-        if not _accepts(other):
+        if not isinstance(other, _OPERANDS):
             return NotImplemented
         if self.weak and _is_weak(other):
             return _among_scalars(function, other, self)

@@ -360,3 +360,17 @@ def test_edges_raise_no_warnings(name: str) -> None:
         if TABLE[name].differentiable:
             _, pull = tl.vjp(FUNCTIONS[name], *args)
             pull(tl.ones(args[0].shape))
+
+
+def test_equal_python_scalars_of_other_kinds_or_signs_stay_apart() -> None:
+    x = tl.asarray([1.0, -1.0])
+    for _ in range(2):  # the second time from what is remembered of the first
+        assert np.signbit((x * 0.0).numpy()).tolist() == [False, True]
+        assert np.signbit((x * -0.0).numpy()).tolist() == [True, False]
+        assert tl.copysign(x, -0.0).tolist() == [-1.0, -1.0]
+        assert tl.copysign(x, 0.0).tolist() == [1.0, 1.0]
+        assert (tl.asarray([True]) & True).dtype == tl.bool
+        assert (tl.asarray([3]) & 1).tolist() == [1]
+    for _ in range(2):
+        with pytest.raises(OverflowError, match="add: the number 300 does not fit uint8"):
+            tl.add(tl.ones(1, dtype=tl.uint8), 300)
