@@ -17,6 +17,7 @@ from .graph import Atom, Equation, Graph, Var
 _LETTER = 7.2  # pixels, of the 12 pixel monospaced font
 _LINE, _GAP, _LAYER_GAP, _MARGIN = 15, 18, 34, 16
 _SWEEPS = 12
+_BENDS = 20_000  # at most, in one drawing
 
 
 @dataclass(eq=False)
@@ -112,12 +113,15 @@ def _choose_layers(boxes: list[_Node]) -> None:
 
 def _with_bends(boxes: list[_Node]) -> list[list[_Node]]:
     """The layers from the top, where every arrow goes from one layer to the next: a longer one
-    bends in each layer that it crosses, and arrows from one box share their bends."""
+    bends in each layer that it crosses, and arrows from one box share their bends. In a large graph
+    the longest do not bend, since they would be most of the drawing."""
     layers: list[list[_Node]] = [[] for _ in range(1 + max((b.layer for b in boxes), default=0))]
     for box in boxes:
         layers[box.layer].append(box)
+    longest = max(2, _BENDS // max(1, len(boxes)))
     for box in boxes:
-        readers, box.below = box.below, []
+        box.below, readers = [r for r in box.below if r.layer > box.layer + longest], box.below
+        readers = [r for r in readers if r.layer <= box.layer + longest]
         chain = box
         for layer in range(box.layer + 1, 1 + max((r.layer for r in readers), default=box.layer)):
             for reader in readers:
@@ -136,17 +140,13 @@ def _order(layers: list[list[_Node]]) -> None:
     """Sort each layer by the mean place of the neighbours, downwards and upwards in turn."""
     for sweep in range(_SWEEPS):
         down = sweep % 2 == 0
-        for layer in layers if down else layers[::-1]:
-            place = {
-                node: i
-                for other in layers
-                for i, node in enumerate(other)
-                if abs(other[0].layer - layer[0].layer) == 1
-            }
-            means = {
-                node: _mean([float(place[n]) for n in (node.above if down else node.below)], i)
-                for i, node in enumerate(layer)
-            }
+        for number in range(len(layers)) if down else reversed(range(len(layers))):
+            layer, near = layers[number], layers[max(number - 1, 0) : number + 2]
+            place = {node: float(i) for other in near for i, node in enumerate(other)}
+            means = {}
+            for i, node in enumerate(layer):
+                neighbours = node.above if down else node.below
+                means[node] = _mean([place[n] for n in neighbours if n in place], i)
             layer.sort(key=means.__getitem__)
 
 
@@ -223,6 +223,8 @@ def _arrow(start: _Node, end: _Node) -> str:
     x1, y1, x2, y2 = start.x, start.y + start.height, end.x, end.y
     middle = (y1 + y2) / 2
     tip = ' marker-end="url(#tl-tip)"' if end.lines else ""
+    if end.layer > start.layer + 1:
+        tip += ' stroke-dasharray="2 4" stroke-opacity=".5"'
     curve = f"{x1:.1f} {middle:.1f} {x2:.1f} {middle:.1f} {x2:.1f} {y2:.1f}"
     return f'<path d="M{x1:.1f} {y1:.1f}C{curve}"{tip}/>'
 

@@ -138,7 +138,7 @@ _NOTHING = contextlib.nullcontext()
 
 def span(name: str, **details: Any) -> contextlib.AbstractContextManager[None]:
     """`with span("all_reduce", bytes=n): ...` is a slice of that name in the profile. `details`
-    are shown with it and must be what JSON can hold. Without a profile it does nothing."""
+    are shown with it. Without a profile it does nothing."""
     return _timed(name, details) if watchers else _NOTHING
 
 

@@ -56,7 +56,7 @@ class profile(Watcher):
         }
         partial = f"{self.path}.{os.getpid()}.partial"
         with open(partial, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+            json.dump(content, file, default=str)  # a span may have details of any kind
         os.replace(partial, self.path)
 
     def launched(self, launch: Launch) -> None:

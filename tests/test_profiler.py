@@ -88,7 +88,7 @@ def test_threads_have_rows_of_their_own_and_spans_too(tmp_path: pathlib.Path) ->
     path = tmp_path / "trace.json"
 
     def work() -> None:
-        with tl.profiler.span("load", rows=3):
+        with tl.profiler.span("load", rows=3, path=pathlib.PurePosixPath("a/b")):
             tl.ones(2) + 1
 
     with tl.profile(path):
@@ -99,7 +99,7 @@ def test_threads_have_rows_of_their_own_and_spans_too(tmp_path: pathlib.Path) ->
     slices = recorded(path)
     assert {s["row"] for s in slices} == {"cpu, MainThread", "cpu, loader", "spans, loader"}
     (span,) = [s for s in slices if s["name"] == "load"]
-    assert span["args"] == {"rows": 3}
+    assert span["args"] == {"rows": 3, "path": "a/b"}
     (add,) = [s for s in slices if s["name"] == "add"]
     assert add["row"] == "cpu, loader"
 

@@ -186,6 +186,20 @@ def test_names_are_escaped_and_odd_graphs_are_drawn() -> None:
     assert "0 equations" in empty.to_html()
 
 
+def test_a_large_graph_is_drawn_without_the_bends_of_its_longest_arrows() -> None:
+    def f(x: tl.Tensor) -> tl.Tensor:
+        for _ in range(100):
+            x = tl.sin(x) * x
+        return tl.sum(x)
+
+    graph = tl.make_graph(tl.grad(f))(tl.ones(3))
+    svg = graph.to_svg()
+    assert len(boxes(svg)) == len(graph.equations) + 2
+    assert "stroke-dasharray" in svg
+    assert svg.count("<path") < 22_000
+    assert "stroke-dasharray" not in tl.make_graph(lambda x: (tl.sin(x), x))(tl.ones(2)).to_svg()
+
+
 class Tags(html.parser.HTMLParser):
     VOID = frozenset({"meta", "input", "br"})
 
