@@ -36,13 +36,17 @@ class CheckpointFolder:
         found = [_NAME.fullmatch(entry.name) for entry in self.path.iterdir()]
         return sorted(int(match[1]) for match in found if match)
 
-    def save(self, step: int, tree: Any) -> None:
+    def save(self, step: int, tree: Any, metadata: dict[str, str]) -> None:
         """Save `tree` as the state after `step` steps, then drop the oldest ones."""
         self.path.mkdir(parents=True, exist_ok=True)
-        tl.save(self._file(step), tree, metadata={"step": str(step)})
+        tl.save(self._file(step), tree, metadata={"step": str(step), **metadata})
         for old in self.steps()[: -self.keep]:
             with contextlib.suppress(FileNotFoundError):
                 self._file(old).unlink()
+
+    def metadata(self, step: int) -> dict[str, str]:
+        """What was saved beside the state."""
+        return tl.io.read_metadata(self._file(step))
 
     def load(self, step: int, like: Any) -> Any:
         """The state after `step` steps.

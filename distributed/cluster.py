@@ -47,10 +47,7 @@ def spark_context(spark: Any, num_workers: int) -> SparkContext:
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise DistributedError(
-            f"launch needs PySpark ({error}): pip install 'tensorlite[spark]'; "
-            "without it, run_local runs workers on this machine"
-        ) from None
+        raise without_pyspark(error) from None
     if spark is None:
         spark = SparkSession.getActiveSession() or SparkContext._active_spark_context
     if spark is None:
@@ -62,6 +59,14 @@ def spark_context(spark: Any, num_workers: int) -> SparkContext:
             "classic SparkSession (not one of Spark Connect), or a SparkContext"
         )
     return context
+
+
+def without_pyspark(error: ImportError) -> DistributedError:
+    """The error for a machine that has no PySpark."""
+    return DistributedError(
+        f"launch needs PySpark ({error}): pip install 'tensorlite[spark]'; "
+        "without it, run_local runs workers on this machine"
+    )
 
 
 def check(

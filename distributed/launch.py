@@ -61,7 +61,8 @@ def launch(
             work with.
         TypeError, ValueError: an argument makes no sense.
     """
-    _check_arguments(main, num_workers, port_range)
+    _check_arguments(main, args, num_workers, port_range)
+    call = _pickled(main, args)
     context = cluster.spark_context(spark, num_workers)
     cluster.check(context, num_workers, slots_timeout, allow_unencrypted)
     options = Options(
@@ -72,13 +73,19 @@ def launch(
         bind=bind,
         port_range=port_range,
     )
-    return _run(context, _pickled(main, args), options, num_workers)
+    return _run(context, call, options, num_workers)
 
 
-def _check_arguments(main: Any, num_workers: Any, port_range: tuple[int, int] | None) -> None:
+def _check_arguments(
+    main: Any, args: Any, num_workers: Any, port_range: tuple[int, int] | None
+) -> None:
     if not callable(main):
         raise TypeError(
             f"launch: main must be a function of (worker, *args), got {type(main).__name__}"
+        )
+    if not isinstance(args, tuple | list):
+        raise TypeError(
+            f"launch: args must be a tuple of the arguments of main after worker, got {args!r}"
         )
     if isinstance(num_workers, bool) or not isinstance(num_workers, int):
         raise TypeError(f"launch: num_workers must be an int, got {num_workers!r}")
@@ -91,8 +98,10 @@ def _check_arguments(main: Any, num_workers: Any, port_range: tuple[int, int] | 
 
 
 def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:
-    from pyspark import cloudpickle
-
+    try:
+        from pyspark import cloudpickle
+    except ImportError as error:
+        raise cluster.without_pyspark(error) from None
     try:
         return cloudpickle.dumps((main, tuple(args)))
     except Exception as error:  # pickle raises whatever the objects' own methods raise

@@ -55,9 +55,10 @@ class Trainer:
 
     Args:
         loss: `loss(model, *arrays)` returns a scalar, the mean over the batch, or `(scalar, model)`
-            where the model's buffers (running statistics) have changed. If it has a parameter
-            `key`, it gets a fresh key at each step; draws over the rows of the batch (dropout) are
-            the same for any number of workers.
+            where the model's buffers have changed: floating-point ones (running statistics) are
+            averaged over the batch, integer ones (counters) must change alike on all workers. If it
+            has a parameter `key`, it gets a fresh key at each step; draws over the rows of the
+            batch (dropout) are the same for any number of workers.
         optimizer: from `tensorlite.optim`.
         batch_size: rows of a global batch, over all workers.
         num_workers: tasks of the barrier stage; 0 trains in this process, without Spark.
@@ -68,7 +69,8 @@ class Trainer:
             traceable.
         ema: decay of a moving average of the parameters, such as 0.9999 (`optim.ema` with warm-up).
         checkpoint: a folder on the host of rank 0. The state is saved there at the end and every
-            `checkpoint_every` steps, and a run whose folder holds a checkpoint goes on from there.
+            `checkpoint_every` steps, and a run whose folder holds a checkpoint goes on from there,
+            with any number of workers but the same data, batch_size, drop_last and seed.
         drop_last: leave out the smaller batch at the end of an epoch.
         shards: a power of two, such as 4. Gradients are then computed in so many parts of each
             batch, which are summed in a fixed order: 1, 2 and 4 workers end with identical bits.
@@ -104,12 +106,13 @@ class Trainer:
     ):
         if not callable(loss):
             raise TypeError(f"Trainer: loss is a function, got {type(loss).__name__}")
-        for name, function in (("init", optimizer), ("update", optimizer)):
-            if not callable(getattr(function, name, None)):
+        if augment is not None and not callable(augment):
+            raise TypeError(f"Trainer: augment is a function, got {type(augment).__name__}")
+        for name in ("init", "update"):
+            if not callable(getattr(optimizer, name, None)):
                 raise TypeError(
                     f"Trainer: optimizer has no {name} method; use one of tensorlite.optim, such "
-                    "as "
-                    f"optim.sgd(0.1), got {type(optimizer).__name__}"
+                    f"as optim.sgd(0.1), got {type(optimizer).__name__}"
                 )
         _check_count("batch_size", batch_size, 1)
         _check_count("num_workers", num_workers, 0)
@@ -119,8 +122,9 @@ class Trainer:
                 raise ValueError("Trainer: checkpoint_every needs a checkpoint folder")
         if checkpoint is not None:
             CheckpointFolder(str(checkpoint))  # says now what is wrong with the path
-        if ema is not None and not 0 <= ema < 1:
-            raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema}")
+        if ema is not None and not (isinstance(ema, int | float) and 0 <= ema < 1):
+            raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema!r}")
+        _check_count("seed", seed, 0)
         if shards is not None:
             _check_shards(shards, max(num_workers, 1))
         if num_workers > batch_size:
@@ -160,7 +164,11 @@ class Trainer:
         Raises:
             WorkerError: the loss (or anything else) raised in a worker; has its traceback. Without
                 workers the exception itself is raised.
+            FloatingPointError: the loss is infinite or NaN (within a WorkerError, with workers).
         """
+        if isinstance(model, type):
+            raise TypeError(f"Trainer.fit: model is the class {model.__name__}; pass an instance")
+        model = tl.tree.map(tl.asarray, model)
         job = self._job(data, steps, epochs)
         began = time.perf_counter()
         with self._watching(job) as watch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -102,21 +103,32 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
         computed = time.perf_counter()
         total = functions.total(partial)
         reduced = time.perf_counter()
-        state = functions.update(state, total, counters)
         losses.append(float(total["loss"]))
+        _check_finite(losses[-1], step, epoch)
+        state = functions.update(state, total, counters)
         step += 1
         done = time.perf_counter()
         if len(batch) in shapes_seen:
+            exchange = reduced - computed if worker.size > 1 else 0.0
             timing.input += fed - began
-            timing.compute += (computed - fed) + (done - reduced)
-            timing.communication += reduced - computed
+            timing.compute += (done - fed) - exchange
+            timing.communication += exchange
             timing.rows += len(batch)
         shapes_seen.add(len(batch))
         if worker.rank == 0:
             report(_record(step, epoch, losses[-1], timing), last=step == job.steps)
             if folder is not None and _is_due(job, step):
-                folder.save(step, _checkpoint_of(state, losses))
+                folder.save(step, _checkpoint_of(state, losses), _order_of(job))
     return Progress(state, losses, timing)
+
+
+def _check_finite(loss: float, step: int, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step + 1} (epoch {epoch}), before the parameters were "
+            "updated with it. The usual causes: a learning rate that is too high, integer labels "
+            "outside of the classes, or NaN in the data"
+        )
 
 
 def _batches(job: Job, start: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -348,6 +360,16 @@ def _checkpoint_of(state: dict[str, Any], losses: list[float]) -> dict[str, Any]
     return {"state": state, "losses": tl.asarray(np.asarray(losses, np.float64))}
 
 
+def _order_of(job: Job) -> dict[str, str]:
+    """What decides which rows come at which step: a run goes on only with the same."""
+    return {
+        "rows": str(len(job.arrays[0])),
+        "batch_size": str(job.batch_size),
+        "drop_last": str(job.drop_last),
+        "seed": str(job.seed),
+    }
+
+
 def _is_due(job: Job, step: int) -> bool:
     every = job.checkpoint_every
     return step == job.steps or (every is not None and step % every == 0)
@@ -369,6 +391,14 @@ def _resume(
     tree = _checkpoint_of(state, [0.0] * step)
     if worker.rank == 0:
         assert folder is not None
+        saved_order, order = folder.metadata(step), _order_of(job)
+        changed = [k for k in order if saved_order.get(k) != order[k]]
+        if changed:
+            differences = ", ".join(f"{k}={saved_order.get(k)} (now {order[k]})" for k in changed)
+            raise ValueError(
+                f"Trainer: the checkpoint folder {job.checkpoint} holds a run with {differences}; "
+                "rows would be repeated or left out. Choose another folder, or the old values"
+            )
         tree = folder.load(step, like=tree)
     tree = broadcast(tree)
     return step, tree["state"], np.asarray(tree["losses"]).tolist()

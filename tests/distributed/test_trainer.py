@@ -82,6 +82,27 @@ def test_an_exception_in_the_loss_reaches_the_caller_as_it_is():
         trainer(loss=loss).fit(make_model(), dataset(), steps=1)
 
 
+def test_a_loss_that_is_not_finite_stops_the_run():
+    features, labels = dataset().arrays
+    wrong = ArrayDataset(features, labels + 1)  # class 3 of 3 gives NaN under jit
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1 .*labels outside"):
+        trainer().fit(make_model(), wrong, steps=3)
+
+
+def test_models_that_are_not_tensors_yet():
+    def loss(model, features, labels):
+        return tl.mean((features @ model["w"] - model["b"]) ** 2)
+
+    result = trainer(loss=loss).fit({"w": np.zeros((5, 1)), "b": 1.0}, dataset(), steps=2)
+    assert result.history["loss"][1] < result.history["loss"][0]
+    with pytest.raises(TypeError, match="model is the class Linear; pass an instance"):
+        trainer().fit(nn.Linear, dataset(), steps=1)
+
+
+def test_there_is_no_communication_in_a_world_of_one():
+    assert trainer().fit(make_model(), dataset(), steps=5).summary["communication"] == 0
+
+
 def test_progress_function_gets_records():
     records = []
     trainer(progress=records.append).fit(make_model(), dataset(), steps=3)
@@ -100,6 +121,9 @@ def test_progress_function_gets_records():
         ({"num_workers": 13}, "batch_size=12 rows cannot be shared by 13 workers"),
         ({"shards": 3}, "shards=3 and 1 workers must be powers of two"),
         ({"shards": 2, "num_workers": 4}, "shards=2 and 4 workers"),
+        ({"augment": 3}, "augment is a function, got int"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0, got 'a'"),
+        ({"ema": "x"}, "ema is a decay between 0 and 1, got 'x'"),
         ({"ema": 1.5}, "ema is a decay between 0 and 1, got 1.5"),
         ({"checkpoint_every": 5}, "checkpoint_every needs a checkpoint folder"),
         ({"device": "opencl:7"}, "there is no device 'opencl:7'; this machine has cpu"),

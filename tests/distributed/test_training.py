@@ -230,6 +230,15 @@ def test_resuming_with_another_model_is_refused_with_the_differences(tmp_path):
         train(1, job(dataset(), 2, **options), other)
 
 
+@pytest.mark.parametrize("change", [{"batch_size": 8}, {"seed": 5}, {"drop_last": True}])
+def test_resuming_with_another_order_of_rows_is_refused(tmp_path, change):
+    options = {"checkpoint": str(tmp_path)}
+    train(1, job(dataset(), 1, **options), Classifier(random.key(0)))
+    ((name, value),) = change.items()
+    with pytest.raises(dist.WorkerError, match=rf"holds a run with {name}=.*\(now {value}\)"):
+        train(1, job(dataset(), 2, **options, **change), Classifier(random.key(0)))
+
+
 def test_a_checkpoint_beyond_the_end_is_refused(tmp_path):
     options = {"checkpoint": str(tmp_path)}
     train(1, job(dataset(), 3, **options), Classifier(random.key(0)))
