@@ -120,9 +120,11 @@ def iinfo(type: Any, /) -> IInfo:
 
 
 def can_cast(from_: Any, to: Any, /) -> bool:
-    """Whether a dtype (or that of a tensor) becomes `to` by promotion, so that no value is lost or
-    changes its kind."""
-    return promote(_dtype_of(from_), canonical(to)) == canonical(to)
+    """Whether a dtype (or that of a tensor) becomes `to` by promotion within its kind (booleans,
+    integers, floats), so that no value is lost."""
+    source, target = _dtype_of(from_), canonical(to)
+    same_kind = any(source in kind and target in kind for kind in ({bool_}, INTEGERS, FLOATS))
+    return same_kind and promote(source, target) == target
 
 
 def _dtype_of(value: Any) -> DType:

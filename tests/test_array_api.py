@@ -156,6 +156,13 @@ def test_dtypes_meet_and_cast_as_the_standard_says(source: Any, target: Any) -> 
     assert tl.can_cast(source, target) == xp.can_cast(*theirs)
 
 
+@pytest.mark.parametrize(("source", "target"), [(tl.int64, tl.float32), (tl.bool, tl.int8)])
+def test_no_cast_changes_the_kind(source: Any, target: Any) -> None:
+    assert not tl.can_cast(source, target)
+    assert not tl.can_cast(tl.ones(1, dtype=source), target)
+    assert tl.can_cast(tl.bfloat16, tl.float32) and not tl.can_cast(tl.float16, tl.bfloat16)
+
+
 # ---- mistakes ------------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [

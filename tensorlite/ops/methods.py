@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import dtypes, tree
-from ..core import Tensor
+from ..core import Tensor, TracerError
 from ..device import Device
 from ..dtypes import float64
 from . import elementwise as e
@@ -30,14 +30,14 @@ def _operator(function: Callable[..., Tensor]) -> tuple[Any, Any]:
     nothing traces.
     """
 
-    def forward(self: Tensor, other: Any) -> Any:
+    def forward(self: Tensor, other: Any, /) -> Any:
         if not isinstance(other, _OPERANDS):
             return NotImplemented
         if self.weak and _is_weak(other):
             return _among_scalars(function, self, other)
         return function(self, other)
 
-    def reflected(self: Tensor, other: Any) -> Any:
+    def reflected(self: Tensor, other: Any, /) -> Any:
         if not isinstance(other, _OPERANDS):
             return NotImplemented
         if self.weak and _is_weak(other):
@@ -179,13 +179,18 @@ def dlpack(
 
     Raises:
         BufferError: DLPack has no such dtype (bfloat16), or another device is asked for.
+        TracerError: a transform traces the tensor.
     """
     if stream is not None:
         raise ValueError(f"__dlpack__: host memory has no streams, got stream={stream!r}")
-    host = self.concrete("export by DLPack")
-    array = np.asarray(host.device.to_numpy(host.data))
+    if self.trace is not None:
+        raise TracerError(
+            f"export by DLPack of {self.aval} that {self.trace} traces would lose what the "
+            "transform needs to know; use tensorlite's own functions inside it"
+        )
+    array = np.asarray(self.device.to_numpy(self.data))
     if max_version is not None and max_version >= (1, 0):
-        array = host.numpy()
+        array = self.numpy()
     elif not array.flags.writeable and copy is not False:
         array = array.copy()  # older versions have no mark for read-only memory
     return array.__dlpack__(max_version=max_version, dl_device=dl_device, copy=copy)
