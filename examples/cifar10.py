@@ -27,6 +27,7 @@ from tensorlite.nn.init import constant, truncated_normal
 
 WEIGHT_DECAY = 0.004
 EPOCHS_PER_DECAY = 350
+PLOT = pathlib.Path("runs/cifar10_loss.png")
 
 
 class TutorialCNN(nn.Module):
@@ -88,6 +89,7 @@ def plot_loss(losses: list[float], path: pathlib.Path) -> None:
     axes.plot(range(1, len(losses) + 1), losses, linewidth=1)
     axes.set(xlabel="step", ylabel="loss", title="Training loss", ylim=(0, None))
     axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -104,9 +106,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, help="training steps (default 400 on the digits, else 20000)")
     add("--checkpoint", help="folder for checkpoints; a run goes on from the newest one there")
     add("--checkpoint-every", type=int, default=500, metavar="STEPS", help="(default 500)")
-    add("--plot", type=pathlib.Path, default=pathlib.Path("cifar10_loss.png"), help="loss curve")
+    add("--plot", type=pathlib.Path, default=PLOT, help=f"loss curve (default {PLOT})")
     add("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    for option in ("batch_size", "steps", "checkpoint_every"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            parser.error(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    if args.workers < 0 or args.workers > args.batch_size:
+        parser.error(f"--workers must be between 0 and the batch size, got {args.workers}")
+    if args.master and not args.workers:
+        parser.error("--master needs workers; --workers 0 trains without Spark")
+    if args.plot.exists() and not args.plot.is_file():
+        parser.error(f"--plot names a file, and {args.plot} is none")
+    return args
 
 
 def main() -> None:
@@ -114,10 +127,13 @@ def main() -> None:
     args = parse()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     digits = args.data is None
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = tl.data.digits_as_cifar10(scratch) if digits else args.data
-        train, test = tl.data.cifar10(folder), tl.data.cifar10(folder, train=False)
-    steps = args.steps or (400 if digits else 20_000)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = tl.data.digits_as_cifar10(scratch) if digits else args.data
+            train, test = tl.data.cifar10(folder), tl.data.cifar10(folder, train=False)
+    except (OSError, ValueError) as error:  # a missing folder, or files that are no CIFAR-10
+        sys.exit(str(error))
+    steps = (400 if digits else 20_000) if args.steps is None else args.steps
     name = "handwritten digits as CIFAR-10 records" if digits else args.data
     print(f"{name}: {len(train)} training images, {len(test)} test images")
 
@@ -158,7 +174,7 @@ def main() -> None:
     )
     losses = result.history["loss"]
     print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")
-    print(f"held-out accuracy {accuracy(result.averaged_model, test):.2%}")
+    print(f"held-out accuracy {accuracy(result.averaged_model, test):.2%} (averaged parameters)")
     plot_loss(losses, args.plot)
     print(f"loss curve written to {args.plot}")
 
