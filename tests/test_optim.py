@@ -414,3 +414,16 @@ def test_disagreement_names_the_parameters():
 def test_errors_say_what_is_wrong(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("make", [optim.sgd, optim.adam, optim.rmsprop])
+@pytest.mark.parametrize("rate", ["0.1", None, -1, True])
+def test_a_learning_rate_is_a_number_or_a_schedule(make, rate):
+    with pytest.raises(TypeError, match="learning_rate is a number of at least 0 or a schedule"):
+        make(rate)
+
+
+@pytest.mark.parametrize("wrong", [3, [optim.sgd(0.1)]])
+def test_chain_takes_optimizers(wrong):
+    with pytest.raises(TypeError, match=r"argument 1 is no optimizer .* without a list"):
+        optim.chain(optim.clip_by_global_norm(1.0), wrong)

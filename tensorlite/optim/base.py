@@ -71,7 +71,16 @@ class Optimizer(NamedTuple):
 def chain(*optimizers: Optimizer) -> Optimizer:
     """One optimizer that applies several in turn, each to the updates of the one before: clipping
     first, then the rule itself.
+
+    Raises:
+        TypeError: an argument is no optimizer.
     """
+    for position, optimizer in enumerate(optimizers):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"optim.chain: argument {position} is no optimizer but a "
+                f"{type(optimizer).__name__}; write chain(first, second), without a list"
+            )
 
     def start(parameters: Parameters) -> Any:
         return tuple(optimizer.start(parameters) for optimizer in optimizers)

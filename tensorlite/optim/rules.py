@@ -37,6 +37,7 @@ def sgd(learning_rate: Rate, *, momentum: float = 0.0, nesterov: bool = False) -
     Raises:
         ValueError: momentum outside [0, 1), or nesterov without momentum.
     """
+    _check_rate("sgd", learning_rate)
     _check_fraction("sgd", momentum=momentum)
     if nesterov and not momentum:
         raise ValueError("optim.sgd: nesterov=True needs momentum > 0")
@@ -84,6 +85,7 @@ def adamw(
         mask: which parameters decay: a function of the dotted name, or a dict name -> bool; all by
             default.
     """
+    _check_rate("adam", learning_rate)
     _check_fraction("adam", b1=b1, b2=b2)
 
     def start(parameters: Parameters) -> Any:
@@ -121,6 +123,7 @@ def rmsprop(learning_rate: Rate, decay: float = 0.9, eps: float = 1e-8) -> Optim
     """RMSProp (Tieleman and Hinton, 2012): v = decay * v + (1 - decay) * g ** 2, p -= learning_rate
     * g / (sqrt(v) + eps).
     """
+    _check_rate("rmsprop", learning_rate)
     _check_fraction("rmsprop", decay=decay)
 
     def start(parameters: Parameters) -> Any:
@@ -206,6 +209,15 @@ def _bias_correction(decay: float, count: Tensor, dtype: Any) -> Tensor:
     if decay == 0:
         return asarray(1.0, dtype=dtype)
     return -expm1(cast(count, dtype) * math.log(decay))
+
+
+def _check_rate(optimizer: str, learning_rate: Any) -> None:
+    is_number = isinstance(learning_rate, int | float) and not isinstance(learning_rate, bool)
+    if not callable(learning_rate) and not (is_number and learning_rate >= 0):
+        raise TypeError(
+            f"optim.{optimizer}: learning_rate is a number of at least 0 or a schedule (a function "
+            f"of the step), got {learning_rate!r}"
+        )
 
 
 def _check_fraction(optimizer: str, **values: float) -> None:
