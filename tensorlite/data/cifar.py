@@ -6,7 +6,6 @@ by row. A file is nothing but records. Source of the format: Alex Krizhevsky's C
 """
 
 import os
-import secrets
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     # Beside the target, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
