@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from . import dtypes, tree
-from .autodiff import Box, flat_vjp
+from .boxes import Box, flat_vjp
 from .checkpoint_policies import Policy, name_p, save_names, save_nothing
 from .core import Aval, Primitive, Tensor, bind, exactly
 from .device import Device, current_device

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import dtypes, tree
-from .autodiff import flat_vjp
+from .boxes import flat_vjp
 from .core import Aval, Primitive, Tensor, bind, tracing_graph
 from .device import Device, current_device
 from .graph import Graph, Traced, Var, trace_graph

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from . import dtypes
-from .autodiff import flat_vjp
+from .boxes import flat_vjp
 from .core import Tensor
 from .device import Device
 from .graph import Atom, Equation, Graph, Var, trace_graph

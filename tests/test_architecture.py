@@ -23,7 +23,7 @@ ROOMS = (
     ("device",),
     ("observe",),
     ("ops",),
-    ("autodiff", "vectorize", "graph", "render", "drawing"),
+    ("boxes", "autodiff", "vectorize", "graph", "render", "drawing"),
     ("checkpoint_policies",),
     ("halves", "composite", "jit"),
     ("control_flow", "scan", "derivatives"),
