@@ -135,7 +135,8 @@ def while_loop(test: Callable[[Any], Any], step: Callable[[Any], Any], state: An
     kept: use `scan` for a loop of known length.
     """
     state = tree.map(asarray, state)
-    structure = tree.structure(state)
+    leaves, treedef = tree.flatten(state)
+    avals = [x.aval for x in leaves]
     while tracing_graph() is None:
         going = asarray(test(state))
         if not is_concrete(going):
@@ -143,11 +144,8 @@ def while_loop(test: Callable[[Any], Any], step: Callable[[Any], Any], state: An
         if not going:
             return state
         state = tree.map(asarray, step(state))
-        if tree.structure(state) != structure:
-            raise TypeError(
-                f"while_loop: step returned a state of structure {tree.structure(state)}, "
-                f"but it got {structure}"
-            )
+        leaves, new_def = tree.flatten(state)
+        _check_state(treedef, avals, new_def, [x.aval for x in leaves])
     return _traced_loop(test, step, state)
 
 
@@ -159,21 +157,31 @@ def _traced_loop(test: Callable[[Any], Any], step: Callable[[Any], Any], state: 
     if tested.graph.out_avals != (Aval((), dtypes.bool_),):
         got = ", ".join(map(str, tested.graph.out_avals))
         raise TypeError(f"while_loop: test must return one boolean scalar, got {got}")
-    _check_state(stepped, treedef, leaves)
+    avals = [x.aval for x in leaves]
+    _check_state(treedef, avals, stepped.out_def, stepped.graph.out_avals)
     counts = (len(tested.captured), len(stepped.captured))
     captured = (*tested.captured, *stepped.captured)
     graphs = {"test": tested.graph, "step": stepped.graph}
     return tree.unflatten(treedef, bind(while_p, *captured, *leaves, counts=counts, **graphs))
 
 
-def _check_state(stepped: Traced, treedef: tree.TreeDef, leaves: Sequence[Tensor]) -> None:
-    avals = tuple(x.aval for x in leaves)
-    if stepped.out_def != treedef or stepped.graph.out_avals != avals:
-        got = ", ".join(map(str, stepped.graph.out_avals))
+def _check_state(
+    treedef: tree.TreeDef, avals: Sequence[Aval], new_def: tree.TreeDef, new_avals: Sequence[Aval]
+) -> None:
+    """Raise unless a step keeps the structure, shapes and dtypes of the state, traced or not."""
+    if new_def != treedef:
         raise TypeError(
-            f"while_loop: step must return a state like the one it gets ({treedef} of "
-            f"{', '.join(map(str, avals))}), got {stepped.out_def} of {got}"
+            "while_loop: step must return a state of the structure of the one it gets; of what it "
+            f"returned: {tree.difference(treedef, new_def)}"
         )
+    for index, (old, new) in enumerate(zip(avals, new_avals, strict=True)):
+        if old != new:
+            path = tree.paths(tree.unflatten(treedef, range(len(avals))))[index]
+            where = f"leaf {path!r} of the state" if path else "the state"
+            raise TypeError(
+                f"while_loop: step gets {where} as {old} and returns it as {new}; it must keep "
+                "shapes and dtypes, so start with those that it returns, or use astype in it"
+            )
 
 
 @while_p.shape
@@ -259,8 +267,8 @@ def _trace(
 def _check_alike(op: str, name: str, first: Traced, other_name: str, other: Traced) -> None:
     if first.out_def != other.out_def:
         raise TypeError(
-            f"{op}: {name} returns a result of structure {first.out_def}, {other_name} of "
-            f"{other.out_def}"
+            f"{op}: the results of {name} and {other_name} have different structures; of that of "
+            f"{other_name}: {tree.difference(first.out_def, other.out_def)}"
         )
     for index, (a, b) in enumerate(zip(first.graph.out_avals, other.graph.out_avals, strict=True)):
         if a != b:

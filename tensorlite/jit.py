@@ -9,10 +9,12 @@ arguments that it was not traced for.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import observe, tree
+from .arguments import as_names, as_positions, check_function
 from .core import Aval, Primitive, Tensor, bind, exactly, tracing_graph
 from .device import Device, current_device
 from .graph import Graph, Traced, trace_graph
@@ -66,15 +68,10 @@ class CacheInfo(NamedTuple):
 class Jitted:
     """A function that `jit` has wrapped."""
 
-    def __init__(
-        self,
-        f: Callable[..., Any],
-        static_argnums: tuple[int, ...],
-        donate_argnums: tuple[int, ...],
-    ):
+    def __init__(self, f: Callable[..., Any], static: Choice, donated: Choice):
         self.f = f
-        self.static_argnums = static_argnums
-        self.donate_argnums = donate_argnums
+        self.static = static
+        self.donated = donated
         self._cache: dict[Any, Traced] = {}
         self._traces = 0
         self._hits = 0
@@ -85,9 +82,11 @@ class Jitted:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        donated = self._donated(args) if self.donate_argnums else ()
-        static, moving = self._split_static(args)
-        leaves, treedef = tree.flatten((moving, kwargs))
+        donated = self._donated(args, kwargs) if self.donated else ()
+        static, moving, named = (
+            self._split_static(args, kwargs) if self.static else ((), args, kwargs)
+        )
+        leaves, treedef = tree.flatten((moving, named))
         signature: list[Any] = [treedef, static]
         weak: list[int] = []  # where a Python scalar is, whose dtype yields to that of a tensor
         device = None
@@ -109,7 +108,7 @@ class Jitted:
         key = (*signature, *weak, device)
         traced = self._cache.get(key)
         if traced is None:
-            traced = self._trace(key, args, treedef, leaves, weak, device)
+            traced = self._trace(key, args, kwargs, treedef, leaves, weak, device)
         else:
             self._hits += 1
         if leaves or traced.captured:
@@ -132,25 +131,24 @@ class Jitted:
         """Pickles carry the function, not its traces."""
         return {**self.__dict__, "_cache": {}, "_traces": 0, "_hits": 0, "_explained": []}
 
-    def _static_positions(self, count: int) -> list[int]:
-        return sorted({p % count for p in self.static_argnums if -count <= p < count})
-
-    def _split_static(self, args: tuple[Any, ...]) -> tuple[Any, Sequence[Any]]:
+    def _split_static(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Sequence[Any], dict[str, Any]]:
         """A key for the static arguments, and the other ones."""
-        if not self.static_argnums:
-            return (), args
-        positions = self._static_positions(len(args))
-        for position in positions:
+        places = self.static.among(args, kwargs)
+        for place in places:
+            value = args[place] if isinstance(place, int) else kwargs[place]
             try:
-                hash(args[position])
+                hash(value)
             except TypeError as error:
                 raise TypeError(
-                    f"jit: static argument {position} of {self._name} is a "
-                    f"{type(args[position]).__name__}, which is not hashable ({error}); "
+                    f"jit: static argument {place!r} of {self._name} is a "
+                    f"{type(value).__name__}, which is not hashable ({error}); "
                     "pass a tuple instead of a list, or make it an ordinary argument"
                 ) from None
-        key = tuple((position, exactly(args[position])) for position in positions)
-        return key, [a for i, a in enumerate(args) if i not in positions]
+        fixed = [(p, exactly(args[p] if isinstance(p, int) else kwargs[p])) for p in places]
+        moving = [a for i, a in enumerate(args) if i not in places]
+        return tuple(fixed), moving, {k: v for k, v in kwargs.items() if k not in places}
 
     def _as_tensor(
         self, leaf: Any, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -158,34 +156,37 @@ class Jitted:
         try:
             return asarray(leaf)
         except TypeError:
-            static = self._static_positions(len(args))
+            static = self.static.among(args, kwargs)
             kept = [None if i in static else a for i, a in enumerate(args)]
-            path = tree.paths((kept, kwargs))[index].split(".", 1)[1]
+            named = {k: v for k, v in kwargs.items() if k not in static}
+            path = tree.paths((kept, named))[index].split(".", 1)[1]
             raise TypeError(
                 f"jit: argument {path!r} of {self._name} is a {type(leaf).__name__}, not a "
                 "tensor, array or number; "
-                "name its position in static_argnums, or close over it"
+                "name it in static_argnames (or static_argnums), or close over it"
             ) from None
 
     def _trace(
         self,
         key: Any,
         args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         treedef: tree.TreeDef,
         leaves: list[Tensor],
         weak: list[int],
         device: Device,
     ) -> Traced:
-        static = self._static_positions(len(args))
-        fixed = {position: args[position] for position in static}
+        fixed = {
+            place: args[place] if isinstance(place, int) else kwargs[place]
+            for place in self.static.among(args, kwargs)
+        }
         count = len(args)
 
         def flat(*xs: Tensor) -> Any:
-            moving, kwargs = tree.unflatten(treedef, xs)
+            moving, named = tree.unflatten(treedef, xs)
             supply = iter(moving)
-            return self.f(
-                *[fixed[i] if i in fixed else next(supply) for i in range(count)], **kwargs
-            )
+            positional = [fixed[i] if i in fixed else next(supply) for i in range(count)]
+            return self.f(*positional, **named, **{k: fixed[k] for k in fixed if k in kwargs})
 
         avals = [leaf.aval for leaf in leaves]
         flags = [i in weak for i in range(len(leaves))]
@@ -195,7 +196,7 @@ class Jitted:
                 number, _, rest = path.partition(".")
                 name = f"argument {rest}" if number == "0" else f"keyword {rest}"
                 described[name] = described.pop(str(i)) + (" (Python scalar)" if flags[i] else "")
-            described |= {f"static argument {i}": repr(args[i]) for i in static}
+            described |= {f"static argument {place}": repr(fixed[place]) for place in fixed}
             described |= {"device": str(device), "structure": str(treedef)}
             self._log_trace(described)
         with observe.span(f"trace {self._name}"):
@@ -225,50 +226,114 @@ class Jitted:
             observe.logger.debug(f"  {self._name} is traced again, since {why}")
         self._explained.append(signature)
 
-    def _donated(self, args: tuple[Any, ...]) -> list[Tensor]:
+    def _donated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The tensors to delete after the call; none while something traces, since they are used
         again."""
-        for position in self.donate_argnums:
-            if not -len(args) <= position < len(args):
-                raise ValueError(
-                    f"jit: donate_argnums={self.donate_argnums}, but {self._name} was called with "
-                    f"{len(args)} positional arguments"
-                )
+        places = self.donated.among(args, kwargs)
         if tracing_graph() is not None:
             return []
-        given = [leaf for p in self.donate_argnums for leaf in tree.leaves(args[p])]
-        return [leaf for leaf in given if type(leaf) is Tensor]
+        given = [args[p] if isinstance(p, int) else kwargs[p] for p in places]
+        return [leaf for leaf in tree.leaves(given) if type(leaf) is Tensor]
 
     @property
     def _name(self) -> str:
         return getattr(self.f, "__name__", type(self.f).__name__)
 
 
+class Choice(NamedTuple):
+    """Some of a function's parameters: those at `positions` (from the end if negative, where `f`
+    takes any number of them), and those called `names`."""
+
+    positions: tuple[int, ...]
+    names: frozenset[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.positions or self.names)
+
+    def among(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Where the chosen ones are in a call: positions and keywords."""
+        count = len(args)
+        places: list[Any] = sorted({p % count for p in self.positions if -count <= p < count})
+        return places + sorted(self.names.intersection(kwargs)) if kwargs else places
+
+
+def _choose(f: Callable[..., Any], what: str, argnums: Any, argnames: Any) -> Choice:
+    """The parameters of `f` that are given by position or by name. One that is given by position
+    may be passed by keyword, and the other way round."""
+    positions = as_positions("jit", f"{what}_argnums", argnums)
+    names = as_names("jit", f"{what}_argnames", argnames)
+    if not (positions or names):
+        return Choice((), frozenset())
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return Choice(positions, frozenset(names))
+    name = getattr(f, "__name__", type(f).__name__)
+    ordered = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_keyword = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    count = len(ordered)
+    if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        for position in positions:
+            if not -count <= position < count:
+                raise ValueError(
+                    f"jit: {what}_argnums names position {position}, but {name} has {count} "
+                    f"positional parameters: {', '.join(ordered) or 'none'}"
+                )
+        positions = tuple(p % count for p in positions)
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for wanted in names:
+            if wanted not in by_keyword:
+                raise ValueError(
+                    f"jit: {what}_argnames names {wanted!r}, but {name} has no parameter that can "
+                    f"be passed by that name; it has {', '.join(by_keyword) or 'none'}"
+                )
+    at_names = {ordered.index(n) for n in names if n in ordered}
+    at_positions = {ordered[p] for p in positions if 0 <= p < count}
+    keywords = {*names, *(n for n in at_positions if n in by_keyword)}
+    return Choice(tuple(sorted({*positions, *at_names})), frozenset(keywords))
+
+
 def jit(
     f: Callable[..., Any] | None = None,
     *,
     static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
     donate_argnums: int | Sequence[int] = (),
+    donate_argnames: str | Sequence[str] = (),
 ) -> Any:
-    """`f`, compiled. Use as `jit(f)`, `@jit` or `@jit(static_argnums=...)`.
+    """`f`, compiled. Use as `jit(f)`, `@jit` or `@jit(static_argnames=...)`.
 
     Args:
         f: a function of pytrees of tensors (or NumPy arrays, numbers) that returns such a pytree.
             Python runs once for each signature, so its effects (printing, appending to a list)
             happen while tracing only, and what it closes over is fixed then.
-        static_argnums: positions of hashable arguments to compile in; a new value is a new
-            signature.
-        donate_argnums: positions of arguments whose memory may be reused for results; they cannot
-            be used after the call.
+        static_argnums, static_argnames: positions and names of hashable arguments to compile in; a
+            new value is a new signature. Either is enough: an argument that is static is so
+            however it is passed.
+        donate_argnums, donate_argnames: likewise, arguments whose memory may be reused for results;
+            they cannot be used after the call.
 
     Raises:
         TracerError: `f` needs the value of a traced tensor, e.g. in a Python `if`.
-        TypeError: an argument is neither a tensor nor static.
+        TypeError: `f` is no function, or an argument is neither a tensor nor static.
+        ValueError: `f` has no such parameter, or one is both static and donated.
     """
     if f is None:
-        return functools.partial(jit, static_argnums=static_argnums, donate_argnums=donate_argnums)
-
-    def positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
-        return (argnums,) if isinstance(argnums, int) else tuple(argnums)
-
-    return Jitted(f, positions(static_argnums), positions(donate_argnums))
+        return functools.partial(
+            jit,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            donate_argnums=donate_argnums,
+            donate_argnames=donate_argnames,
+        )
+    check_function("jit", f)
+    static = _choose(f, "static", static_argnums, static_argnames)
+    donated = _choose(f, "donate", donate_argnums, donate_argnames)
+    both = sorted(
+        map(str, {*static.positions, *static.names} & {*donated.positions, *donated.names})
+    )
+    if both:
+        raise ValueError(
+            f"jit: argument {', '.join(both)} is both static and donated; only tensors are donated"
+        )
+    return Jitted(f, static, donated)

@@ -3,8 +3,9 @@ walking in C++.
 
 Nodes are lists, tuples, dicts (in sorted key order), named tuples, None (a node without leaves),
 dataclasses, and classes registered with `register`. Everything else is a leaf. Next to optree's
-functions this file adds what training needs: dotted names of the leaves (`paths`) and which leaves
-are parameters rather than buffers (`parameter_mask`).
+functions this file adds what training needs: dotted names of the leaves (`paths`), which leaves are
+parameters rather than buffers (`parameter_mask`), and in words how two structures differ
+(`difference`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optree
 
@@ -66,11 +67,62 @@ def map(
     for number, other in enumerate(rest, 2):
         try:
             columns.append(treedef.flatten_up_to(other))
-        except ValueError as error:
+        except ValueError:
             raise ValueError(
-                f"tree.map: tree {number} does not have the structure of the first one: {error}"
+                f"tree.map: tree {number} does not have the structure of the first one: "
+                + difference(treedef, structure(other), leaf_fits="wanted")
             ) from None
     return treedef.unflatten([f(*row) for row in zip(*columns, strict=True)])
+
+
+def difference(
+    wanted: TreeDef, got: TreeDef, leaf_fits: Literal["wanted", "got"] | None = None
+) -> str:
+    """How the structure `got` differs from `wanted`, in words for an error message: "it lacks
+    'bias'", "at 'layers' it is a list, not a tuple". Only the first difference is told.
+
+    Args:
+        leaf_fits: where one of the two is meant to be a prefix of the other, that one.
+    """
+    return _difference(wanted, got, "", leaf_fits) or "they differ"
+
+
+def _difference(wanted: TreeDef, got: TreeDef, path: str, leaf_fits: str | None) -> str:
+    fits_any = wanted if leaf_fits == "wanted" else got if leaf_fits == "got" else None
+    if wanted == got or (fits_any is not None and fits_any.is_leaf()):
+        return ""
+    at = f"at {path!r} " if path else ""
+    if wanted.type is not got.type:
+        return f"{at}it is {_kind(got)}, not {_kind(wanted)}"
+    names, theirs = _entry_names(wanted), _entry_names(got)
+    if wanted.type in (list, tuple) and len(names) != len(theirs):
+        return f"{at}it has {len(theirs)} entries, not {len(names)}"
+    told = []
+    if lacking := [repr(n) for n in names if n not in theirs]:
+        told.append(f"it lacks {', '.join(lacking)}")
+    if besides := [repr(n) for n in theirs if n not in names]:
+        told.append(f"it has {', '.join(besides)} besides")
+    if told:
+        return at + " and ".join(told)
+    for name, child, other in zip(names, wanted.children(), got.children(), strict=True):
+        below = f"{path}.{name}" if path else name
+        if found := _difference(child, other, below, leaf_fits):
+            return found
+    return f"{at}the two differ in what {_kind(wanted)} holds besides tensors"
+
+
+def _entry_names(treedef: TreeDef) -> list[str]:
+    fields = getattr(treedef.type, "_fields", None)  # of a named tuple, whose entries are numbers
+    return [str(e) for e in (fields or treedef.entries())]
+
+
+def _kind(treedef: TreeDef) -> str:
+    if treedef.is_leaf():
+        return "a single value"
+    if treedef.type is type(None):
+        return "None"
+    name = treedef.type.__name__ if treedef.type is not None else "node"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 class BufferName(str):
@@ -153,8 +205,10 @@ def broadcast_prefix(prefix: Any, tree: Any, what: str) -> list[Any]:
     entries, treedef = optree.tree_flatten(prefix, none_is_leaf=True, namespace=_NAMESPACE)
     try:
         subtrees = treedef.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(f"{what} does not fit its arguments: {error}") from None
+    except ValueError:
+        whole = optree.tree_structure(tree, none_is_leaf=True, namespace=_NAMESPACE)
+        how = difference(whole, treedef, leaf_fits="got")
+        raise ValueError(f"{what} does not fit its arguments: {how}") from None
     result: list[Any] = []
     for entry, subtree in zip(entries, subtrees, strict=True):
         result += [entry] * len(leaves(subtree))

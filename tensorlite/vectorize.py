@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import tree
+from .arguments import check_function
 from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, captured, new_trace
 from .ops.creation import asarray
 from .ops.shape import broadcast_to, moveaxis
@@ -86,7 +87,9 @@ def vmap(
 
     Raises:
         ValueError: batch sizes disagree, an axis does not exist, or nothing is mapped.
+        TypeError: `f` is no function.
     """
+    check_function("vmap", f)
 
     @functools.wraps(f)
     def batched(*args: Any, **kwargs: Any) -> Any:
@@ -96,7 +99,8 @@ def vmap(
                 f"vmap: in_axes has {len(axes)} entries for {len(args)} positional arguments"
             )
         leaves, treedef = tree.flatten((args, kwargs))
-        flat_axes = tree.broadcast_prefix((axes, 0), (args, kwargs), "vmap: in_axes")
+        flat_axes = tree.broadcast_prefix(axes, args, "vmap: in_axes")
+        flat_axes += [0] * (len(leaves) - len(flat_axes))
         leaves = [
             leaf if axis is None else asarray(leaf)
             for leaf, axis in zip(leaves, flat_axes, strict=True)

@@ -19,7 +19,7 @@ DISTRIBUTED = sorted((ROOT / "distributed").rglob("*.py"))
 # operations that make, shape and add tensors; operations lean on the core.
 ROOMS = (
     ("core",),
-    ("dtypes", "tree", "origin"),
+    ("dtypes", "tree", "origin", "arguments"),
     ("device",),
     ("observe",),
     ("ops",),

@@ -118,6 +118,10 @@ def test_while_loop_has_a_gradient_on_concrete_values_only() -> None:
         tl.jit(tl.grad(lambda x: grow(x)[0]))(2.0)
 
 
+def going(state: dict[str, tl.Tensor]) -> tl.Tensor:
+    return state["i"] < 3
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -125,7 +129,7 @@ def test_while_loop_has_a_gradient_on_concrete_values_only() -> None:
         (lambda: tl.cond(tl.ones(2) > 0, lambda: 1, lambda: 2), r"got bool\[2\]"),
         (
             lambda: tl.jit(lambda p: tl.cond(p, lambda: 1.0, lambda: (1.0, 2.0)))(True),
-            "true_function returns a result of structure",
+            "true_function and false_function .* it is a tuple, not a single value",
         ),
         (
             lambda: tl.jit(lambda p: tl.cond(p, lambda: 1.0, lambda: 1))(True),
@@ -137,12 +141,26 @@ def test_while_loop_has_a_gradient_on_concrete_values_only() -> None:
         ),
         (
             lambda: tl.jit(lambda x: tl.while_loop(lambda s: s > 0, lambda s: (s, s), x))(1.0),
-            "step must return a state like the one it gets",
+            "step must return a state of the structure .* it is a tuple, not a single value",
         ),
         (
             lambda: tl.while_loop(lambda s: tl.all(s[0] > 0), lambda s: s[0], (X,)),
-            "step returned a state of structure",
+            "step must return a state of the structure .* it is a single value, not a tuple",
         ),
+        *[
+            (
+                lambda run=run, step=step: run(lambda s: tl.while_loop(going, step, s))(
+                    {"i": 0, "x": X}
+                ),
+                message,
+            )
+            for run in (tl.jit, lambda f: f)
+            for step, message in (
+                (lambda s: {"i": s["i"] + 1}, "it lacks 'x'"),
+                (lambda s: {**s, "i": s["i"] + 1.0}, r"leaf 'i' .* as int64\[\] .* as float32\[\]"),
+                (lambda s: {"i": s["i"] + 1, "x": s["x"][None]}, r"leaf 'x' .*\[\] .*\[1\]"),
+            )
+        ],
     ],
 )
 def test_messages(call: Any, message: str) -> None:

@@ -323,9 +323,115 @@ def test_nothing_is_donated_when_the_call_fails() -> None:
     y = tl.ones(2)
     with pytest.raises(RuntimeError, match="inside"):
         tl.jit(fails, donate_argnums=0)(y)
-    with pytest.raises(ValueError, match=r"donate_argnums=\(3,\), but .* called with 1 positional"):
-        tl.jit(lambda x: x, donate_argnums=3)(y)
     assert y.tolist() == [1, 1]
+
+
+def test_what_is_donated_by_position_is_donated_by_keyword_too() -> None:
+    def f(x: tl.Tensor, *, state: tl.Tensor) -> tl.Tensor:
+        return x + state
+
+    for options, donated in (({"donate_argnums": 0}, "x"), ({"donate_argnames": "state"}, "state")):
+        given = {"x": tl.ones(2), "state": tl.ones(2)}
+        assert tl.jit(f, **options)(**given).tolist() == [2, 2]
+        for name, tensor in given.items():
+            if name == donated:
+                with pytest.raises(RuntimeError, match="donated"):
+                    tensor.numpy()
+            else:
+                assert tensor.tolist() == [1, 1]
+
+
+# ---- choosing arguments --------------------------------------------------------------------------
+
+
+def scaled(x: Any, n: int = 2, *, mode: str = "up") -> Any:
+    return x * n if mode == "up" else x / n
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"static_argnums": 1, "static_argnames": "mode"},
+        {"static_argnames": ("n", "mode")},
+        {"static_argnums": (-1,), "static_argnames": ["mode"]},
+    ],
+)
+def test_static_arguments_are_static_however_they_are_passed(options: Any) -> None:
+    f = tl.jit(scaled, **options)
+    assert f(x, 3).tolist() == f(x, n=3).tolist() == f(n=3, x=x).tolist() == [0, 3, 6]
+    assert f(x, 4, mode="down").tolist() == [0, 0.25, 0.5]
+    assert f(x).tolist() == [0, 2, 4]
+    assert f.cache_info().hits == 0
+    f(x, 3), f(x, n=3), f(x, 4, mode="down"), f(x)
+    assert f.cache_info().hits == 4
+    again = cloudpickle.loads(cloudpickle.dumps(f))
+    assert again(x, n=5, mode="up").tolist() == [0, 5, 10]
+
+
+def test_static_arguments_of_methods_and_of_functions_of_anything() -> None:
+    class Scale:
+        @tl.jit(static_argnames="n")
+        def __call__(self, x: tl.Tensor, n: str) -> tl.Tensor:
+            return x * len(n)
+
+    tree.register(Scale, lambda obj: ((), None, ()), lambda _, children: Scale())
+    assert Scale.__call__(Scale(), x, n="ab").tolist() == [0, 2, 4]
+    assert Scale.__call__(Scale(), x, "abc").tolist() == [0, 3, 6]
+    f = tl.jit(lambda *args, **kwargs: args[0] * len(kwargs["n"]), static_argnames="n")
+    assert f(x, n="abc").tolist() == [0, 3, 6]
+    last = tl.jit(lambda *args: args[0] * len(args[-1]), static_argnums=-1)
+    assert last(x, "ab").tolist() == last(x, x, "ab").tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: tl.jit(3),
+            TypeError,
+            r"jit: takes a function .* got 3 of type int; .*jit\(f\)\(x\)",
+        ),
+        (lambda: tl.jit(static_argnums=0)(3), TypeError, "jit: takes a function"),
+        (lambda: tl.vmap(3), TypeError, "vmap: takes a function"),
+        (
+            lambda: tl.jit(scaled, static_argnums=2),
+            ValueError,
+            "static_argnums names position 2, but scaled has 2 positional parameters: x, n",
+        ),
+        (
+            lambda: tl.jit(scaled, donate_argnums=(0, -3)),
+            ValueError,
+            "donate_argnums names position -3, but scaled has 2",
+        ),
+        (
+            lambda: tl.jit(scaled, static_argnames="m"),
+            ValueError,
+            "static_argnames names 'm', but scaled has no .* it has x, n, mode",
+        ),
+        (lambda: tl.jit(scaled, static_argnums="n"), TypeError, "static_argnums is an int .*'n'"),
+        (lambda: tl.jit(scaled, static_argnums=1.0), TypeError, "static_argnums is an int .*1.0"),
+        (lambda: tl.jit(scaled, static_argnums=True), TypeError, "static_argnums is .*True"),
+        (lambda: tl.jit(scaled, static_argnames=1), TypeError, "static_argnames is a string .*1"),
+        (
+            lambda: tl.jit(scaled, static_argnums=1, donate_argnames="n"),
+            ValueError,
+            "1, n is both static and donated",
+        ),
+        (
+            lambda: tl.jit(scaled, static_argnames="n")(x, n=[1]),
+            TypeError,
+            "static argument 'n' of scaled is a list, which is not hashable",
+        ),
+        (
+            lambda: tl.jit(scaled)(x, mode="up"),
+            TypeError,
+            "argument 'mode' of scaled is a str.*static_argnames",
+        ),
+    ],
+)
+def test_mistakes_in_options_are_named(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
 
 
 # ---- the two halves of a derivative --------------------------------------------------------------

@@ -169,3 +169,48 @@ def test_what_is_no_prefix_is_named(prefix: Any) -> None:
 def test_structures_pickle() -> None:
     treedef = tree.structure({"a": (1, None), "b": Pair(1, 2)})
     assert pickle.loads(pickle.dumps(treedef)) == treedef
+
+
+@dataclasses.dataclass
+class Options:
+    w: Any
+    b: Any
+
+
+def anywhere(value: Any) -> Any:
+    """`value` alone, and below a path."""
+    return value, {"layers": [0, value]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "told"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, "it lacks 'b'"),
+        ({"a": 1}, {"a": 1, "b": 2, "c": 3}, "it has 'b', 'c' besides"),
+        ({"a": 1}, {"b": 1}, "it lacks 'a' and it has 'b' besides"),
+        ([1, 2], (1, 2), "it is a tuple, not a list"),
+        ([1, 2], [1], "it has 1 entries, not 2"),
+        (1, None, "it is None, not a single value"),
+        (Options(1, 2), {"w": 1, "b": 2}, "it is a dict, not an Options"),
+        (Pair(1, 2), Pair(1, (2,)), "at '{}right' it is a tuple, not a single value"),
+    ],
+)
+def test_differences_of_structures_are_told_in_words(wanted: Any, got: Any, told: str) -> None:
+    bare, nested = zip(anywhere(wanted), anywhere(got), strict=True)
+    assert tree.difference(*map(tree.structure, bare)) == told.format("")
+    below = told.format("layers.1.") if "{}" in told else f"at 'layers.1' {told}"
+    assert tree.difference(*map(tree.structure, nested)) == below
+
+
+def test_differences_of_static_data_and_of_prefixes() -> None:
+    class Node:
+        def __init__(self, mode: str):
+            self.mode = mode
+
+    tree.register(Node, lambda n: ((1,), n.mode, ("child",)), lambda mode, _: Node(mode))
+    a, b = tree.structure({"n": Node("a")}), tree.structure({"n": Node("b")})
+    assert tree.difference(a, b) == "at 'n' the two differ in what a Node holds besides tensors"
+    with pytest.raises(ValueError, match="tree 2 .*: at 'b' it is a single value, not a list"):
+        tree.map(max, {"a": 1, "b": [2]}, {"a": [1], "b": 2})
+    with pytest.raises(ValueError, match="vmap: in_axes .*: at '1' it lacks 'b'"):
+        tl.vmap(lambda x, y: x, in_axes=(0, {"a": 0}))(tl.ones(2), {"a": tl.ones(2), "b": 1})
