@@ -2,7 +2,8 @@
 world.
 
 Leaves of one dtype are packed into one flat array, so that a model of a hundred small tensors goes
-around the ring once. Each function flattens, packs, calls the ring, and hands back a tree of the
+around the ring once. In a profile (`tl.profile`) each such trip is a slice that says how many bytes
+this worker brought. Each function flattens, packs, calls the ring, and hands back a tree of the
 same structure whose leaves are tensors on the devices of the leaves that came in (NumPy arrays and
 numbers count as leaves too, and come back on the worker's device).
 
@@ -13,6 +14,7 @@ worker failed, `DeadlineError` that one is stuck."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,8 @@ def all_reduce(tree: Any, op: str = "sum") -> Any:
     packed = _Packed(tree, "all_reduce", op)
     for group in packed.groups():
         flat = packed.pack(group)
-        packed.worker.ring.all_reduce_(flat, op, leaves=packed.leaves)
+        with packed.span(flat.nbytes, op=op):
+            packed.worker.ring.all_reduce_(flat, op, leaves=packed.leaves)
         for index, part in zip(group, packed.split(group, flat), strict=True):
             packed.results[index] = part.reshape(packed.arrays[index].shape)
     return packed.tree()
@@ -75,7 +78,8 @@ def reduce_scatter(tree: Any, op: str = "sum") -> Any:
     for group in packed.groups():
         blocks = [packed.arrays[index].reshape(size, -1) for index in group]
         flat = np.concatenate(blocks, axis=1).reshape(-1)
-        mine = packed.worker.ring.reduce_scatter_(flat, op, leaves=packed.leaves)
+        with packed.span(flat.nbytes, op=op):
+            mine = packed.worker.ring.reduce_scatter_(flat, op, leaves=packed.leaves)
         widths = [block.shape[1] for block in blocks]
         for index, part in zip(group, _split(mine, widths), strict=True):
             rows, *rest = packed.arrays[index].shape
@@ -102,7 +106,9 @@ def all_gather(tree: Any, *, tiled: bool = False) -> Any:
     if tiled and any(not shape for _, _, shape in packed.leaves):
         raise ValueError("all_gather: a scalar has no axis to join along; use tiled=False")
     for group in packed.groups():
-        everyone = packed.worker.ring.all_gather(packed.pack(group), leaves=packed.leaves)
+        flat = packed.pack(group)
+        with packed.span(flat.nbytes):
+            everyone = packed.worker.ring.all_gather(flat, leaves=packed.leaves)
         widths = [packed.arrays[index].size for index in group]
         columns = np.split(everyone, np.cumsum(widths)[:-1], axis=1)
         for index, column in zip(group, columns, strict=True):
@@ -122,7 +128,8 @@ def broadcast(tree: Any, root: int = 0) -> Any:
     packed = _Packed(tree, "broadcast")
     for group in packed.groups():
         flat = packed.pack(group)
-        packed.worker.ring.broadcast_(flat, root, leaves=packed.leaves)
+        with packed.span(flat.nbytes, root=root):
+            packed.worker.ring.broadcast_(flat, root, leaves=packed.leaves)
         for index, part in zip(group, packed.split(group, flat), strict=True):
             packed.results[index] = part.reshape(packed.arrays[index].shape)
     return packed.tree()
@@ -130,7 +137,9 @@ def broadcast(tree: Any, root: int = 0) -> Any:
 
 def barrier() -> None:
     """Wait until every worker has called it."""
-    current_worker().ring.barrier()
+    worker = current_worker()
+    with tl.profiler.span("barrier", workers=worker.size):
+        worker.ring.barrier()
 
 
 class _Packed:
@@ -138,6 +147,7 @@ class _Packed:
 
     def __init__(self, tree: Any, caller: str, op: str | None = None):
         self.worker: Worker = current_worker()
+        self._caller = caller
         leaves, self._treedef = tl.tree.flatten(tree)
         self._devices = [
             leaf.device if isinstance(leaf, tl.Tensor) else self.worker.device for leaf in leaves
@@ -164,6 +174,11 @@ class _Packed:
         for index, array in enumerate(self.arrays):
             by_dtype.setdefault(array.dtype.name, []).append(index)
         return iter(by_dtype.values())
+
+    def span(self, nbytes: int, **details: Any) -> AbstractContextManager[None]:
+        """The slice of a profile in which a group travels; `nbytes` are this worker's."""
+        details |= {"bytes": nbytes, "workers": self.worker.size}
+        return tl.profiler.span(self._caller, **details)
 
     def pack(self, group: list[int]) -> Array:
         """A new flat array of the group's leaves, one after the other."""

@@ -1,5 +1,6 @@
 """The collectives on trees of tensors: structure, dtypes and devices come back as they went in."""
 
+import json
 import threading
 from typing import NamedTuple
 
@@ -212,3 +213,32 @@ def test_a_new_thread_is_outside_too_and_the_message_says_what_to_do():
         thread.start()
         thread.join()
     assert "contextvars.copy_context().run" in raised[0]
+
+
+def test_collectives_are_slices_of_a_profile(tmp_path):
+    tree = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.int64)}
+
+    def main(worker):
+        dist.all_reduce(tree, op="max")
+        dist.reduce_scatter({"a": tree["a"]})
+        dist.all_gather(tree["b"])
+        dist.broadcast(tree["b"], root=1)
+        dist.barrier()
+
+    with tl.profile(tmp_path / "trace.json"):
+        dist.run_local(main, num_workers=2)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [event for event in events if event.get("cat") == "span"]
+    assert {event["args"]["workers"] for event in spans} == {2}
+    assert len({event["tid"] for event in spans}) == 2, "each worker has a row of its own"
+    expected = [
+        ("all_reduce", 24),
+        ("all_reduce", 32),
+        ("reduce_scatter", 24),
+        ("all_gather", 32),
+        ("broadcast", 32),
+        ("barrier", None),
+    ]
+    for row in {event["tid"] for event in spans}:
+        mine = [(e["name"], e["args"].get("bytes")) for e in spans if e["tid"] == row]
+        assert mine == expected
