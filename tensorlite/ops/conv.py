@@ -277,6 +277,11 @@ def _(args: list[Tensor], batched: list[bool], *, window: Window) -> Tensor:
 
 def _spatial_axes(op: str, x: Tensor, w: Tensor) -> int:
     """How many spatial axes there are, once the ranks are known to fit."""
+    if x.ndim == w.ndim - 1 and 3 <= w.ndim <= 5:
+        raise ValueError(
+            f"{op}: w is {w.aval}, so x is (N, *spatial, C) with {w.ndim - 2} spatial axes, but it "
+            f"is {x.aval}; for a single image add the batch axis with x[None]"
+        )
     if not 3 <= x.ndim <= 5:
         raise ValueError(
             f"{op}: x is (N, *spatial, C) with 1 to 3 spatial axes, got {x.aval}; "

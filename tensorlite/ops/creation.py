@@ -7,6 +7,8 @@ The transforms import this file for the zeros and ones that they need; so it imp
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -384,12 +386,31 @@ def _does_not_fit(value: int | float, dtype: np.dtype, op: str) -> str:
 
 
 def as_shape(shape: int | Shape) -> Shape:
-    """A shape as a tuple of Python ints; a bare int is one dimension."""
-    sizes = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    result = tuple(int(n) for n in sizes)
-    if any(n < 0 for n in result):
-        raise ValueError(f"a shape has no negative sizes, got {result}")
-    return result
+    """A shape as a tuple of Python ints; a bare int is one dimension.
+
+    Raises:
+        TypeError: it is neither an int nor a sequence of ints.
+        ValueError: a size is negative.
+    """
+    try:
+        sizes = integers(shape)
+    except TypeError:
+        raise TypeError(f"a shape is an int or a sequence of ints, got {shape!r}") from None
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"a shape has no negative sizes, got {tuple(sizes)}")
+    return tuple(sizes)
+
+
+def integers(value: Any) -> list[int]:
+    """An integer, or a sequence or one-dimensional array of integers, as a list of Python ints.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if isinstance(value, int):
+        return [int(value)]
+    several = isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
+    return [operator.index(n) for n in (value if several else (value,))]
 
 
 def _place(device: str | Device | None) -> Device:

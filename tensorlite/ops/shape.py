@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
-from .creation import Shape, as_shape, asarray
+from .creation import Shape, as_shape, asarray, integers
 
 Axes = tuple[int, ...]
 
@@ -52,15 +52,24 @@ def _(args: list[Tensor], batched: list[bool], *, shape: Shape) -> Tensor:
 def reshape(x: Tensor, /, shape: int | Shape, *, copy: bool | None = None) -> Tensor:
     """`x` with another shape and the same elements in row-major order; one size may be -1."""
     x = asarray(x)
-    sizes = [int(n) for n in ((shape,) if isinstance(shape, int | np.integer) else shape)]
-    if sizes.count(-1) == 1:
+    try:
+        sizes = integers(shape)
+    except TypeError:
+        raise TypeError(
+            f"reshape: the shape is an int or a sequence of ints, got {shape!r}"
+        ) from None
+    if sizes.count(-1) > 1:
+        raise ValueError(f"reshape: only one size may be -1, got shape {tuple(sizes)}")
+    if -1 in sizes:
         known = -math.prod(sizes)
         if known == 0 or x.size % known:
             raise ValueError(
                 f"reshape: {x.size} elements of shape {x.shape} do not fit shape {tuple(sizes)}"
             )
         sizes[sizes.index(-1)] = x.size // known
-    target = as_shape(tuple(sizes))
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"reshape: a shape has no negative sizes but one -1, got {tuple(sizes)}")
+    target = tuple(sizes)
     return x if target == x.shape else bind(reshape_p, x, shape=target)
 
 
@@ -453,14 +462,18 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> Axes
     Raises:
         numpy.exceptions.AxisError: an axis is out of range; a ValueError and an IndexError.
         ValueError: an axis is named twice.
+        TypeError: an axis is no integer.
     """
     if axis is None:
         return tuple(range(ndim))
-    given = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
+    try:
+        given = integers(axis)
+    except TypeError:
+        raise TypeError(f"{op}: axis is an int, a sequence of ints or None, got {axis!r}") from None
     for a in given:
         if not -ndim <= a < ndim:
             raise np.exceptions.AxisError(f"{op}: axis {a} is out of range for {ndim} dimensions")
-    result = tuple(int(a) % ndim for a in given)
+    result = tuple([a % ndim for a in given])
     if len(set(result)) != len(result):
         raise ValueError(f"{op}: axis {axis} names an axis twice")
     return result

@@ -211,6 +211,7 @@ X, W = (2, 6, 6, 3), (3, 3, 3, 8)
             {"dilation": (1, 4), "padding": 1},
             r"spans 9 pixels along spatial axis 1.* 8 with its",
         ),
+        (X[1:], W, {}, r"2 spatial axes, but it is .*; for a single image .* x\[None\]"),
         (X, W, {"padding": "sane"}, r"conv: there is no padding 'sane'; did you mean 'same'\?"),
         (X, W, {"padding": "zzz"}, r"conv: there is no padding 'zzz'; use 'full', 'same', 'valid'"),
         (X, W, {"padding": -1}, r"conv: padding is not negative, got -1; slice"),

@@ -229,6 +229,9 @@ def test_linspace_and_eye() -> None:
         ),
         (lambda: tl.full((2,), "1"), TypeError, r"full: fill_value is a number, got str"),
         (lambda: tl.zeros((2, -1)), ValueError, r"no negative sizes, got \(2, -1\)"),
+        (lambda: tl.zeros(2.5), TypeError, r"a shape is an int or a sequence of ints, got 2.5"),
+        (lambda: tl.ones((2, 1.0)), TypeError, r"a shape is .*, got \(2, 1.0\)"),
+        (lambda: tl.empty(None), TypeError, r"a shape is .*, got None"),
         (lambda: tl.arange(0, 5, 0), ValueError, r"arange: step is 0"),
     ],
 )

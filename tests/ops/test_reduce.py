@@ -166,6 +166,8 @@ x = tl.zeros((2, 3))
         (lambda: tl.argmin(x[:0], axis=0), ValueError, r"argmin: .* no elements along axis 0"),
         (lambda: tl.argmax(x, axis=5), ValueError, r"argmax: axis 5 is out of range"),
         (lambda: tl.cumulative_sum(x), ValueError, r"cumulative_sum: needs an axis for shape"),
+        (lambda: tl.sum(x, axis=1.0), TypeError, r"sum: axis is an int, .* or None, got 1.0"),
+        (lambda: tl.sum(x, axis={0}), TypeError, r"sum: axis is an int, .* or None, got \{0\}"),
         (lambda: x.sum(3), ValueError, r"sum: axis 3 is out of range"),
     ],
 )

@@ -131,7 +131,7 @@ x = tl.zeros((2, 3))
     [
         (lambda: tl.reshape(x, (4,)), ValueError, r"reshape: float32\[2,3\] has 6 elements"),
         (lambda: tl.reshape(x, (-1, 4)), ValueError, r"6 elements of shape \(2, 3\) do not fit"),
-        (lambda: tl.reshape(x, (-1, -1)), ValueError, r"no negative sizes"),
+        (lambda: tl.reshape(x, (-1, -1)), ValueError, r"only one size may be -1"),
         (lambda: tl.reshape(x, (0, -1)), ValueError, r"do not fit shape \(0, -1\)"),
         (lambda: tl.squeeze(x, 0), ValueError, r"squeeze: axis 0 of shape \(2, 3\) has size 2"),
         (lambda: tl.squeeze(x, 5), ValueError, r"squeeze: axis 5 is out of range for 2 dim"),
@@ -142,6 +142,8 @@ x = tl.zeros((2, 3))
         (lambda: tl.matrix_transpose(tl.zeros(2)), ValueError, r"at least two dimensions, got"),
         (lambda: tl.moveaxis(x, (0, 1), 0), ValueError, r"2 source axes for 1 destinations"),
         (lambda: tl.swapaxes(x, 0, 2), ValueError, r"swapaxes: axis 2 is out of range"),
+        (lambda: x.reshape(-1, -1), ValueError, r"reshape: only one size may be -1, .*\(-1, -1\)"),
+        (lambda: x.reshape(2.0, 3), TypeError, r"reshape: the shape is an int or .*\(2.0, 3\)"),
         (lambda: tl.flip(x, axis=2), ValueError, r"flip: axis 2 is out of range"),
         (lambda: tl.broadcast_to(x, (2, 2)), ValueError, r"broadcast_to: shapes \(2, 3\) and"),
         (lambda: tl.broadcast_to(x, (3,)), ValueError, r"\(2, 3\) does not broadcast to \(3,\)"),
