@@ -1,0 +1,123 @@
+"""Eager mode: the lowerings of the CPU that run on oneDNN, and on NumPy where it has nothing.
+
+A call costs a look-up by shapes and dtypes besides the work itself. Compiled graphs whose equations
+run one by one use the same lowerings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ....composite import Composite
+from ....core import Aval, Primitive
+from ....device import lowering
+from ....ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
+from ....ops.linalg import matmul_p
+from ..executor import executable
+from . import memory
+from .library import load, num_threads
+from .matmul import plan_matmul
+from .plan import Plan, plan, run
+
+_REMEMBERED = 4096  # calls that a kernel has plans for, before it forgets them all
+_Planned = tuple[Plan | None, tuple[Aval, ...]]
+
+
+class _Kernel:
+    """A lowering that runs the plan for its arguments if there is one, and NumPy's way else."""
+
+    def __init__(self, prim: Primitive):
+        self._prim = prim
+        self._planned: dict[Any, _Planned] = {}
+
+    def __call__(self, *arrays: np.ndarray, **params: Any) -> Any:
+        if arrays[0].dtype not in memory.FLOATS or load() is None:
+            return self._without(*arrays, **params)
+        key = (num_threads(), *params.values(), *[(a.shape, a.dtype) for a in arrays])
+        chosen, out_avals = self._planned.get(key) or self._look_up(key, arrays, params)
+        if chosen is None:
+            return self._without(*arrays, **params)
+        results = tuple([np.empty(aval.shape, aval.dtype) for aval in out_avals])
+        run(chosen, [np.ascontiguousarray(a) for a in arrays], results)
+        return results[0] if len(results) == 1 else results
+
+    def _look_up(self, key: Any, arrays: tuple[np.ndarray, ...], params: Any) -> _Planned:
+        avals = [Aval(a.shape, a.dtype) for a in arrays]
+        out = self._prim.abstract(*avals, **params)
+        out_avals = (out,) if isinstance(out, Aval) else out
+        if len(self._planned) >= _REMEMBERED:
+            self._planned.clear()
+        found = plan(self._prim, avals, out_avals, params), out_avals
+        self._planned[key] = found
+        return found
+
+    def _without(self, *arrays: np.ndarray, **params: Any) -> Any:
+        if self._prim.numpy_rule is not None:
+            return self._prim.numpy_rule(*arrays, **params)
+        return _run_body(self._prim, arrays, params)
+
+
+def _run_body(prim: Primitive, arrays: tuple[np.ndarray, ...], params: dict[str, Any]) -> Any:
+    """A composite by its decomposition."""
+    assert isinstance(prim, Composite)
+    graph, is_single = prim.graph(*[Aval(a.shape, a.dtype) for a in arrays], **params)
+    results = executable(graph)(*arrays)
+    return results[0] if is_single else results
+
+
+for _prim in (conv_p, conv_input_grad_p, conv_weight_grad_p):
+    lowering(_prim, "cpu")(_Kernel(_prim))
+
+
+# ---- matmul --------------------------------------------------------------------------
+
+# Products of fewer multiplications are faster by NumPy's BLAS, which does them in one thread.
+_SMALL = 1 << 18
+_products: dict[Any, _Planned] = {}
+
+
+@lowering(matmul_p, "cpu")
+def _(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if x.size * y.shape[-1] > _SMALL and x.dtype in memory.FLOATS and load() is not None:
+        z = _product(x, y)
+        if z is not None:
+            return z
+    return matmul_p.numpy_rule(x, y)  # type: ignore[misc]
+
+
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    """The product by oneDNN, or None if it cannot. A transposed view is read where it lies."""
+    stored_x, is_swapped_x = _as_stored(x)
+    stored_y, is_swapped_y = _as_stored(y)
+    key = (x.shape, x.dtype, is_swapped_x, y.shape, y.dtype, is_swapped_y, num_threads())
+    found = _products.get(key)
+    if found is None:
+        z = matmul_p.abstract(Aval(x.shape, x.dtype), Aval(y.shape, y.dtype))
+        assert isinstance(z, Aval)
+        chosen = plan_matmul(
+            *[Aval(a.shape, a.dtype) for a in (stored_x, stored_y)],
+            z,
+            transpose_a=is_swapped_x,
+            transpose_b=is_swapped_y,
+        )
+        if len(_products) >= _REMEMBERED:
+            _products.clear()
+        found = _products[key] = chosen, (z,)
+    chosen, (z,) = found
+    if chosen is None:
+        return None
+    result = np.empty(z.shape, z.dtype)
+    run(chosen, (stored_x, stored_y), (result,))
+    return result
+
+
+def _as_stored(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A C-contiguous array that holds the matrices `x`, and whether they are transposed in it."""
+    if x.flags.c_contiguous:
+        return x, False
+    swapped = x.swapaxes(-1, -2)
+    if swapped.flags.c_contiguous:
+        return swapped, True
+    return np.ascontiguousarray(x), False

@@ -1,0 +1,316 @@
+"""Plans: what oneDNN does for one primitive of tensorlite at given shapes.
+
+A plan is a list of calls of oneDNN primitives on buffers that it names only: input i, output j,
+temporary t. Inputs and outputs are plain C-contiguous arrays in tensorlite's own layout; where
+oneDNN wants another one, the plan holds the copy into it, in a temporary. `run` carries a plan out
+on NumPy arrays. A compiled graph gives the same calls memory of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ....core import Aval, Primitive, exactly
+from .library import Handle, Unsupported, library, load, num_threads
+from .memory import ALIGNMENT, Desc, make_memory
+from .primitives import (
+    ARG_DST,
+    ARG_SCRATCHPAD,
+    ARG_SRC,
+    SCRATCHPAD,
+    Attributes,
+    PrimitiveDesc,
+    describe,
+)
+
+PostOp = tuple[Any, ...]
+Epilogue = tuple[PostOp, ...]
+
+
+class Ref(NamedTuple):
+    """A buffer of a plan."""
+
+    kind: Literal["input", "output", "temporary"]
+    place: int
+
+
+class Argument(NamedTuple):
+    """What a call passes: the DNNL_ARG number, the handle of the memory descriptor, the buffer."""
+
+    number: int
+    desc: int
+    ref: Ref
+
+
+class Call(NamedTuple):
+    """One dnnl_primitive_execute; `primitive` is its handle."""
+
+    primitive: int
+    arguments: tuple[Argument, ...]
+
+
+class Plan:
+    """The calls, in order, and the sizes in bytes of the temporaries they share, which start at
+    multiples of 64 bytes. The handles are valid as long as the plan."""
+
+    __slots__ = ("_owned", "calls", "idle", "implementations", "op", "temporaries")
+
+    def __init__(
+        self,
+        op: str,
+        calls: Sequence[Call],
+        temporaries: Sequence[int],
+        implementations: Sequence[str],
+        owned: Sequence[Handle],
+    ):
+        self.op = op
+        self.calls = tuple(calls)
+        self.temporaries = tuple(temporaries)
+        self.implementations = tuple(implementations)  # oneDNN's name for each call's code
+        self._owned = tuple(owned)
+        self.idle: list[_Prepared] = []  # ready for the next run; see `run`
+
+
+def plan(
+    prim: Primitive,
+    in_avals: Sequence[Aval],
+    out_avals: Sequence[Aval],
+    params: Mapping[str, Any],
+    *,
+    epilogue: Epilogue = (),
+) -> Plan | None:
+    """How oneDNN runs `prim`, or None if it does not: then NumPy answers.
+
+    Plans are kept, one for each signature and number of threads, and may be run by any thread.
+
+    Args:
+        in_avals: those of the primitive, then those that the epilogue names by their index.
+        out_avals: what the primitive gives, after the epilogue.
+        epilogue: what is done to the result before it is stored, in order: ("bias", i) adds input
+            i of shape (channels,); ("add", i) and ("mul", i) add or multiply by input i, of the
+            shape of the result or broadcast to it; ("relu",) and other functions listed in
+            `epilogue.FUNCTIONS`. For conv_weight_grad there is ("bias_grad",): a second output of
+            shape (channels,) gets the sum of the second input over all but its last axis.
+    """
+    if prim not in _planners or load() is None:
+        return None
+    if any(aval.size == 0 for aval in (*in_avals, *out_avals)):
+        return None
+    items = tuple((name, exactly(value), value) for name, value in sorted(params.items()))
+    keyed = _Params(tuple(item[:2] for item in items), dict(params))
+    return _planned(prim, tuple(in_avals), tuple(out_avals), keyed, epilogue, num_threads())
+
+
+class _Params:
+    """Parameters as a key that tells 1 from 1.0."""
+
+    __slots__ = ("key", "values")
+
+    def __init__(self, key: Any, values: dict[str, Any]):
+        self.key, self.values = key, values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Params) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+Planner = Callable[..., None]
+_planners: dict[Primitive, Planner] = {}
+
+
+def planner(prim: Primitive) -> Callable[[Planner], Planner]:
+    """Register a function `(draft, in_avals, out_avals, params, epilogue)` that writes the calls
+    for `prim` into a `Draft`, or raises Unsupported."""
+
+    def attach(function: Planner) -> Planner:
+        _planners[prim] = function
+        return function
+
+    return attach
+
+
+@functools.lru_cache(maxsize=4096)
+def _planned(
+    prim: Primitive,
+    in_avals: tuple[Aval, ...],
+    out_avals: tuple[Aval, ...],
+    params: _Params,
+    epilogue: Epilogue,
+    threads: int,
+) -> Plan | None:
+    draft = Draft(prim.name)
+    try:
+        _planners[prim](draft, in_avals, out_avals, params.values, epilogue)
+    except Unsupported:
+        return None
+    return draft.plan()
+
+
+class Draft:
+    """A plan that is being written."""
+
+    def __init__(self, op: str):
+        self.op = op
+        self._calls: list[Call] = []
+        self._temporaries: list[int] = []
+        self._owned: list[Handle] = []
+        self._implementations: list[str] = []
+
+    def plan(self) -> Plan:
+        """The finished plan."""
+        return Plan(self.op, self._calls, self._temporaries, self._implementations, self._owned)
+
+    def attributes(self) -> Attributes:
+        """Attributes for a primitive of this plan."""
+        return Attributes(self.op)
+
+    def unsupported(self, why: str) -> Unsupported:
+        """The error that makes `plan` answer None."""
+        return Unsupported(self.op, "plan", why)
+
+    def temporary(self, size: int) -> Ref:
+        """A new temporary of `size` bytes."""
+        self._temporaries.append(size)
+        return Ref("temporary", len(self._temporaries) - 1)
+
+    def call(self, desc: PrimitiveDesc, *arguments: tuple[int, Desc, Ref]) -> None:
+        """Append a call; it gets a scratchpad if it wants one."""
+        primitive = desc.primitive()
+        passed = list(arguments)
+        scratchpad = desc.layout(SCRATCHPAD)
+        if scratchpad.size:
+            passed.append((ARG_SCRATCHPAD, scratchpad, self.temporary(scratchpad.size)))
+        self._owned += [primitive, *[layout for _, layout, _ in passed]]
+        self._calls.append(
+            Call(primitive.value, tuple(Argument(n, d.value, ref) for n, d, ref in passed))
+        )
+        self._implementations.append(desc.implementation)
+
+    def reorder(self, source: Desc, at: Ref, target: Desc, to: Ref) -> None:
+        """Append a copy from one layout (or dtype) to another."""
+        found = library()
+        desc = describe(
+            self.op, "reorder", source, found.engine, target, found.engine, may_be_slow=True
+        )
+        self.call(desc, (ARG_SRC, source, at), (ARG_DST, target, to))
+
+    def brought(self, plain: Desc, at: Ref, wanted: Desc) -> Ref:
+        """The buffer `at`, or a temporary with its values in the layout `wanted`."""
+        if plain == wanted:
+            return at
+        copy = self.temporary(wanted.size)
+        self.reorder(plain, at, wanted, copy)
+        return copy
+
+    def place_for(self, plain: Desc, at: Ref, given: Desc) -> Ref:
+        """Where a primitive that gives the layout `given` puts a result meant for `at`; after its
+        call, `deliver` takes it there."""
+        return at if plain == given else self.temporary(given.size)
+
+    def deliver(self, plain: Desc, at: Ref, given: Desc, place: Ref) -> None:
+        """Take a result from its `place_for` to where it belongs."""
+        if place != at:
+            self.reorder(given, place, plain, at)
+
+
+# ---- running -------------------------------------------------------------------------
+
+
+class ExecArg(ctypes.Structure):
+    """dnnl_exec_arg_t: what dnnl_primitive_execute takes an array of."""
+
+    _fields_ = (("number", ctypes.c_int), ("memory", ctypes.c_void_p))
+
+
+def run(plan: Plan, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    """Carry out `plan` on C-contiguous arrays; `outputs` are overwritten. Any thread may call it at
+    any time.
+
+    Raises:
+        DnnlError: oneDNN failed.
+    """
+    num_threads()  # tells OpenMP, which keeps this for each calling thread
+    try:
+        prepared = plan.idle.pop()
+    except IndexError:
+        prepared = _Prepared(plan)
+    prepared.run(inputs, outputs)
+    plan.idle.append(prepared)
+
+
+class _Prepared:
+    """A plan with memory objects of its own, which one thread at a time can run."""
+
+    def __init__(self, plan: Plan):
+        found = library()
+        self._op = plan.op
+        self._execute = found.functions["primitive_execute"]
+        self._move = found.functions["memory_set_data_handle"]
+        self._stream = found.stream
+        self._offsets, self._size = _offsets(plan.temporaries)
+        self._arena = 0
+        self._owned: list[Handle] = []
+        self._places: dict[str, list[tuple[int, int]]] = {
+            kind: [] for kind in ("input", "output", "temporary")
+        }
+        self._calls = [(c.primitive, len(c.arguments), self._arguments(c)) for c in plan.calls]
+
+    def _arguments(self, call: Call) -> Any:
+        array = (ExecArg * len(call.arguments))()
+        for slot, (number, desc, ref) in zip(array, call.arguments, strict=True):
+            handle = make_memory(desc, 0)
+            self._owned.append(handle)
+            slot.number, slot.memory = number, handle.value
+            self._places[ref.kind].append((handle.value, ref.place))
+        return array
+
+    def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        for handle, index in self._places["input"]:
+            self._move(handle, inputs[index].ctypes.data)
+        for handle, index in self._places["output"]:
+            self._move(handle, outputs[index].ctypes.data)
+        if self._size:
+            arena = _scratch.at_least(self._size)
+            if arena != self._arena:
+                for handle, index in self._places["temporary"]:
+                    self._move(handle, arena + self._offsets[index])
+                self._arena = arena
+        for primitive, count, arguments in self._calls:
+            status = self._execute(primitive, self._stream, count, arguments)
+            if status:
+                library().fail(self._op, "primitive_execute", status)
+
+
+class _Scratch(threading.local):
+    """Memory for temporaries. They only live during a run, so all plans of a thread share it."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+        self._start = 0
+
+    def at_least(self, size: int) -> int:
+        """The aligned address of at least `size` bytes, until the next call."""
+        if size + ALIGNMENT > self._buffer.nbytes:
+            self._buffer = np.empty(size + ALIGNMENT, np.uint8)
+            self._start = -(-self._buffer.ctypes.data // ALIGNMENT) * ALIGNMENT
+        return self._start
+
+
+_scratch = _Scratch()
+
+
+def _offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where each temporary starts in one block of memory, and the size of that."""
+    offsets, total = [], 0
+    for size in sizes:
+        offsets.append(total)
+        total += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, total
