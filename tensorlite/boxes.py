@@ -30,7 +30,7 @@ from .core import (
 )
 from .origin import Origin, here, recording, replays
 
-_order = itertools.count()
+_next_order = itertools.count().__next__
 
 
 class Node:
@@ -39,10 +39,8 @@ class Node:
 
     __slots__ = ("order", "parents", "pull", "results")
 
-    def __init__(
-        self, parents: Sequence[tuple[Node, int] | None], pull: Any, results: int | None = None
-    ):
-        self.order = next(_order)  # creation order is a topological order
+    def __init__(self, parents: Sequence[Source | None], pull: Any, results: int | None = None):
+        self.order = _next_order()  # creation order is a topological order
         self.parents = parents
         self.pull = pull  # a tuple of functions, one per parent, or one joint function
         self.results = (
@@ -50,17 +48,19 @@ class Node:
         )
 
 
+Source = tuple[Node, int]
+
+
 class Box(Tracer):
-    """A tensor in the computation that `trace` differentiates: its value one level below, and the
-    node that made it."""
+    """A tensor in the computation that `trace` differentiates: its value one level below, and its
+    source, the node that made it and which of the node's results it is."""
 
-    __slots__ = ("index", "node", "trace", "value")
+    __slots__ = ("source", "trace", "value")
 
-    def __init__(self, trace: VJPTrace, value: Tensor, node: Node, index: int = 0):
+    def __init__(self, trace: VJPTrace, value: Tensor, source: Source):
         self.trace = trace
         self.value = value
-        self.node = node
-        self.index = index
+        self.source = source
 
     @property
     def aval(self) -> Aval:
@@ -115,11 +115,11 @@ class VJPTrace(Trace):
         if not prim.differentiable:
             return bind(prim, *[a.value if a.trace is self else a for a in args], **params)  # type: ignore[attr-defined]
         values: list[Tensor] = []
-        parents: list[tuple[Node, int] | None] = []
+        parents: list[Source | None] = []
         for arg in args:
             if arg.trace is self:
                 values.append(arg.value)  # type: ignore[attr-defined]
-                parents.append((arg.node, arg.index))  # type: ignore[attr-defined]
+                parents.append(arg.source)  # type: ignore[attr-defined]
             else:
                 values.append(arg)
                 parents.append(None)
@@ -142,8 +142,8 @@ class VJPTrace(Trace):
                 if a.trace is self:
                     raise captured(self, prim)
             node = Node(parents, pull, len(ans))
-            return tuple(Box(self, a, node, i) for i, a in enumerate(ans))
-        return Box(self, ans, Node(parents, pull))
+            return tuple(Box(self, a, (node, i)) for i, a in enumerate(ans))
+        return Box(self, ans, (Node(parents, pull), 0))
 
 
 def _recorded(pull: Any, origin: Origin | None) -> Any:
@@ -162,15 +162,13 @@ def _recorded(pull: Any, origin: Origin | None) -> Any:
     return derivative
 
 
-def backward(
-    seeds: Sequence[tuple[Node, int, Tensor]], leaves: Sequence[Node]
-) -> list[Tensor | None]:
-    """The cotangents that reach `leaves` when `seeds` (node, which of its results, cotangent) are
-    pulled back; None is zero."""
+def backward(seeds: Sequence[tuple[Source, Tensor]], leaves: Sequence[Node]) -> list[Tensor | None]:
+    """The cotangents that reach `leaves` when those of `seeds` are pulled back; None is zero."""
     arrived: dict[Node, Any] = {}  # a cotangent, or a list of them for a node with several results
     waiting: list[tuple[int, Node]] = []
 
-    def send(node: Node, index: int, cotangent: Tensor) -> None:
+    def send(source: Source, cotangent: Tensor) -> None:
+        node, index = source
         present = arrived.get(node)
         if present is None:
             heapq.heappush(waiting, (-node.order, node))
@@ -184,25 +182,26 @@ def backward(
             slot = present[index]
             present[index] = cotangent if slot is None else slot + cotangent
 
-    for node, index, cotangent in seeds:
-        send(node, index, cotangent)
+    for source, cotangent in seeds:
+        send(source, cotangent)
     while waiting:
         _, node = heapq.heappop(waiting)
-        if node.pull is None:
+        pulls = node.pull
+        if pulls is None:
             continue
         ct = arrived.pop(node)
         if node.results is not None:
             ct = tuple(ct)
-        if isinstance(node.pull, tuple):
-            for parent, pull in zip(node.parents, node.pull, strict=True):
+        if type(pulls) is tuple:
+            for parent, pull in zip(node.parents, pulls, strict=True):
                 if parent is not None and pull is not None:
                     cotangent = pull(ct)
                     if cotangent is not None:
-                        send(parent[0], parent[1], cotangent)
+                        send(parent, cotangent)
         else:
-            for parent, cotangent in zip(node.parents, node.pull(ct), strict=True):
+            for parent, cotangent in zip(node.parents, pulls(ct), strict=True):
                 if parent is not None and cotangent is not None:
-                    send(parent[0], parent[1], cotangent)
+                    send(parent, cotangent)
     return [arrived.get(leaf) for leaf in leaves]
 
 
@@ -224,7 +223,7 @@ def linearize(
         sources = [Node((), None) for a in active if a]
         fresh = iter(sources)
         boxed = [
-            Box(trace, leaf, next(fresh)) if a else leaf
+            Box(trace, leaf, (next(fresh), 0)) if a else leaf
             for leaf, a in zip(leaves, active, strict=True)
         ]
         out = f(*tree.unflatten(treedef, boxed))
@@ -237,14 +236,14 @@ def linearize(
                 )
             out, aux = out
         out_leaves, out_def = tree.flatten(out)
-    ends = [(o.node, o.index) if _is_box_of(o, trace) else None for o in out_leaves]
+    ends = [o.source if _is_box_of(o, trace) else None for o in out_leaves]
     result = tree.unflatten(out_def, [_unbox(o, trace) for o in out_leaves])
     if has_aux:
         aux = tree.map(lambda leaf: _unbox(leaf, trace), aux)
 
     def pull(cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         seeds = [
-            (*end, ct)
+            (end, ct)
             for end, ct in zip(ends, cotangents, strict=True)
             if end is not None and ct is not None
         ]

@@ -406,33 +406,33 @@ class _Traces(threading.local):
     floor: Trace | None = None
 
 
-_traces = _Traces()
+traces = _Traces()
 
 
 @contextlib.contextmanager
 def new_trace(make: Callable[..., Any], *args: Any, is_floor: bool = False) -> Iterator[Any]:
     """Run the body under a new innermost trace `make(level, *args)`, which is dead afterwards."""
-    level, floor = _traces.level, _traces.floor
+    level, floor = traces.level, traces.floor
     trace = make(level + 1, *args)
-    _traces.level = level + 1
+    traces.level = level + 1
     if is_floor:
-        _traces.floor = trace
+        traces.floor = trace
     try:
         yield trace
     finally:
         trace.alive = False
-        _traces.level, _traces.floor = level, floor
+        traces.level, traces.floor = level, floor
 
 
 def tracing_graph() -> Trace | None:
     """The innermost graph trace running in this thread, or None."""
-    return _traces.floor
+    return traces.floor
 
 
 def bind(prim: Primitive, *args: Tensor, **params: Any) -> Any:
     """Apply `prim` to tensors: by the innermost trace among them, else by the device that holds
     them."""
-    top = _traces.floor
+    top = traces.floor
     for arg in args:
         trace = arg.trace
         if trace is not None and (top is None or trace.level > top.level):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import dtypes
-from ..core import Aval, Primitive, Tensor, bind
+from ..core import Aval, Primitive, Tensor, bind, traces
 from .creation import asarray, cast, constant
 from .shape import broadcast_shapes, pad_rank, unbroadcast
 
@@ -86,23 +86,33 @@ def elementwise(
     prim.batch_rule = functools.partial(batch_elementwise, prim)
 
     def unary(x: Any, /) -> Tensor:
-        if type(x) is Tensor:  # the usual case, without a call
+        if type(x) is Tensor:  # the usual case, with few calls
             dtype = x.data.dtype
         else:
             x = asarray(x)
             dtype = x.dtype
         if dtype not in kinds:
             x = _convert(name, x, kinds)
+        if type(x) is Tensor and traces.floor is None:  # what bind would find
+            return x.device.run(prim, (x,), {})
         return bind(prim, x)
 
     def binary(x1: Any, x2: Any, /) -> Tensor:
-        if type(x1) is Tensor and type(x2) is Tensor and x1.data.dtype is x2.data.dtype:
-            dtype = x1.data.dtype  # the usual case, without a call
+        if type(x1) is Tensor and type(x2) is Tensor:  # the usual case, with few calls
+            dtype = x1.data.dtype
+            alike = dtype is x2.data.dtype
         else:
+            alike = isinstance(x1, Tensor) and isinstance(x2, Tensor) and not (x1.weak or x2.weak)
+            if alike:
+                dtype = x1.dtype
+                alike = dtype is x2.dtype
+        if not alike:
             x1, x2 = meet(x1, x2, name)
             dtype = x1.dtype
         if dtype not in kinds:
             x1, x2 = _convert(name, x1, kinds), _convert(name, x2, kinds)
+        if type(x1) is Tensor and type(x2) is Tensor and traces.floor is None:
+            return x1.device.run(prim, (x1, x2), {})
         return bind(prim, x1, x2)
 
     function: Any = unary if arity == 1 else binary
@@ -137,13 +147,13 @@ def meet(x: Any, y: Any, op: str = "operator") -> tuple[Tensor, Tensor]:
             if x.weak:
                 x = asarray(x)
             own = x.dtype
-            dtype = dtypes.of_python_scalar(y, own)
-            return x if dtype is own else cast(x, dtype), constant(y, dtype, x, op)
+            number = constant(y, own, x.device, op)
+            return x if number.dtype is own else cast(x, number.dtype), number
     elif isinstance(y, Tensor) and isinstance(x, _SCALARS):
         if y.weak:
             y = asarray(y)
-        dtype = dtypes.of_python_scalar(x, y.dtype)
-        return constant(x, dtype, y, op), cast(y, dtype)
+        number = constant(x, y.dtype, y.device, op)
+        return number, cast(y, number.dtype)
     return meet(asarray(x), asarray(y), op)
 
 
@@ -155,9 +165,14 @@ def with_sums(vjp: Line) -> Line:
 
     def rule(ans: Tensor, *args: Tensor) -> Any:
         pulls = vjp(ans, *args)
-        if not isinstance(pulls, tuple):
+        if type(pulls) is not tuple:
             return pulls  # of one argument, whose shape is that of the answer
         shape = ans.shape
+        for arg in args:
+            if arg.shape != shape:
+                break
+        else:
+            return pulls
         return tuple(
             pull if pull is None or arg.shape == shape else _summed(pull, arg.shape)
             for pull, arg in zip(pulls, args, strict=True)

@@ -346,24 +346,27 @@ def iota(shape: Shape, axis: int, dtype: np.dtype = dtypes.default_int) -> Tenso
     return bind(iota_p, shape=shape, dtype=dtype, axis=axis % len(shape), device=current_device())
 
 
-def constant(value: bool | int | float, dtype: np.dtype, like: Tensor, op: str) -> Tensor:
-    """A 0-d constant beside `like`, as operators make of a Python scalar.
+def constant(value: bool | int | float, partner: np.dtype, device: Device, op: str) -> Tensor:
+    """A 0-d constant on `device`, as operators make of a Python scalar that meets a tensor of dtype
+    `partner`.
 
     Raises:
-        OverflowError: an integer does not fit `dtype`.
+        OverflowError: an integer does not fit the dtype in which they meet.
     """
     # Numbers that are equal compute alike if they are of one type, except for the two zeros.
     kind: Any = type(value) if value else repr(value)
     try:
-        return _constant(value, kind, dtype, like.device)
+        return _constant(value, kind, partner, device)
     except OverflowError:
+        dtype = dtypes.of_python_scalar(value, partner)
         raise OverflowError(_does_not_fit(value, dtype, op)) from None
 
 
 @functools.lru_cache(maxsize=512)
-def _constant(value: Any, kind: Any, dtype: np.dtype, device: Device) -> Tensor:
+def _constant(value: Any, kind: Any, partner: np.dtype, device: Device) -> Tensor:
     """Programs use few numbers, again and again, and tensors are immutable."""
-    return Tensor(device.from_numpy(constant_array(value, dtype, "")), device)
+    array = constant_array(value, dtypes.of_python_scalar(value, partner), "")
+    return Tensor(device.from_numpy(array), device)
 
 
 def constant_array(value: bool | int | float, dtype: np.dtype, op: str) -> np.ndarray:

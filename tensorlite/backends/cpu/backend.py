@@ -3,7 +3,6 @@ NumPy rule, or its body."""
 
 from __future__ import annotations
 
-import contextvars
 from typing import Any
 
 import numpy as np
@@ -14,23 +13,7 @@ from ...graph import Graph
 from ...jit import call_p
 from ...ops.creation import transfer_p
 from .executor import executable
-
-
-def _silent_floating_point() -> tuple[contextvars.ContextVar[Any], Any]:
-    """The context variable in which NumPy keeps its floating-point error handling, and its value
-    for "ignore everything".
-
-    An operation on a tensor gives inf and nan without a warning. Entering `np.errstate` costs more
-    than a small operation, so its effect on the context is found here once and then set directly.
-    """
-    before = dict(contextvars.copy_context().items())
-    with np.errstate(all="ignore"):
-        inside = dict(contextvars.copy_context().items())
-    (changed,) = [var for var, value in inside.items() if before.get(var) is not value]
-    return changed, inside[changed]
-
-
-_errors, _ignore = _silent_floating_point()
+from .quiet import quiet
 
 
 class CPU:
@@ -63,17 +46,15 @@ class CPU:
         kernel = self.lowerings.get(prim) or prim.numpy_rule
         if kernel is None:
             return self._run_body(prim, args, params)
-        token = _errors.set(_ignore)
         try:
-            out = kernel(*buffers, **params)
+            # Without keywords a call is cheaper.
+            out = quiet.run(kernel, *buffers, **params) if params else quiet.run(kernel, *buffers)
         except (TypeError, ValueError, IndexError):
             prim.abstract(
                 *[arg.aval for arg in args], **params
             )  # says what is wrong in the op's own words
             raise
-        finally:
-            _errors.reset(token)
-        if isinstance(out, tuple):
+        if type(out) is tuple:
             return tuple(Tensor(o, device) for o in out)
         return Tensor(out, device)
 

@@ -14,6 +14,7 @@ from ...core import Primitive, Tensor
 from ...device import get_device, lowerings_of
 from ...graph import Atom, Equation, Graph, Var
 from ...ops.creation import transfer_p
+from .quiet import nested
 
 
 class Step(NamedTuple):
@@ -95,7 +96,8 @@ def _equation_by_equation(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]
     device = get_device("cpu")
 
     def run(*buffers: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(t.data for t in graph.run(*[Tensor(b, device) for b in buffers]))
+        with nested():
+            return tuple(t.data for t in graph.run(*[Tensor(b, device) for b in buffers]))
 
     return run
 
