@@ -13,9 +13,10 @@ from .array_api import VERSION as __array_api_version__
 from .array_api import array_namespace_info as __array_namespace_info__
 from .autodiff import grad, jvp, value_and_grad, vjp
 from .checkpoint_policies import checkpoint_name
-from .composite import checkpoint, custom_vjp
+from .composite import checkpoint
 from .control_flow import cond, while_loop
 from .core import Tensor, TracerError
+from .custom_derivative import custom_vjp
 from .debug import debug_nans
 from .derivatives import hessian, jacfwd, jacrev, linearize
 from .device import Device, default_device, devices

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, tree
+from .arguments import check_function
 from .autodiff import Chosen, check_argnums, choose_arguments, jvp, vjp
 from .core import Tensor
 from .ops.creation import asarray, zeros
@@ -29,6 +30,7 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
         argument (tuples of them if `argnums` is a sequence). With `has_aux`, a pair of it and aux.
     """
 
+    check_function("jacrev", f)
     positions = check_argnums("jacrev", argnums)
 
     @functools.wraps(f)
@@ -53,6 +55,7 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
 def jacfwd(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """A function that gives the Jacobian of `f`, column by column in forward mode. See `jacrev`."""
 
+    check_function("jacfwd", f)
     positions = check_argnums("jacfwd", argnums)
 
     @functools.wraps(f)
@@ -88,6 +91,7 @@ def jacfwd(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
 def hessian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """A function that gives the matrix of second derivatives of `f`: the Jacobian of its Jacobian,
     forward over reverse. For a scalar result and an argument of shape `t`, shape `t + t`."""
+    check_function("hessian", f)
     return jacfwd(jacrev(f, argnums, has_aux), argnums, has_aux)
 
 

@@ -25,7 +25,7 @@ ROOMS = (
     ("ops",),
     ("boxes", "autodiff", "vectorize", "graph", "render", "drawing"),
     ("checkpoint_policies",),
-    ("halves", "composite", "jit"),
+    ("halves", "composite", "custom_derivative", "jit"),
     ("control_flow", "scan", "derivatives"),
     ("linalg", "array_api"),
     ("compiler",),

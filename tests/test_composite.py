@@ -151,6 +151,65 @@ def test_custom_vjp_over_pytrees_with_static_arguments() -> None:
         assert of_params["unused"].tolist() == [0]
 
 
+def cubed(x: Any, weight: Any = 2.0, *, mode: str = "sum") -> Any:
+    return weight * x**3
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, tl.jit])
+def test_arguments_of_custom_vjp_by_keyword_and_by_default(wrap: Any) -> None:
+    f = tl.custom_vjp(cubed)
+    f.defvjp(
+        lambda x, weight: (cubed(x, weight), (x, weight)),
+        # Not the true derivative, to tell whose it is.
+        lambda saved, ct: (ct * 10 * saved[1], ct * saved[0]),
+    )
+    x, weight = float64(2.0), float64(3.0)
+    for call in (
+        lambda x, weight: f(x, weight),
+        lambda x, weight: f(x, weight=weight),
+        lambda x, weight: f(weight=weight, x=x),
+    ):
+        assert wrap(call)(x, weight).item() == 24
+        assert [g.item() for g in wrap(tl.grad(call, argnums=(0, 1)))(x, weight)] == [30, 2]
+    assert wrap(f)(x).item() == 16 and wrap(tl.grad(f))(x).item() == 20
+    assert wrap(tl.vmap(lambda x: f(x=x)))(tl.stack([x, x])).tolist() == [16, 16]
+
+
+def test_static_arguments_of_custom_vjp_by_keyword() -> None:
+    f = tl.custom_vjp(lambda x, mode="up": x * len(mode), nondiff_argnums=-1)
+    f.defvjp(lambda x, mode: (x, ()), lambda mode, saved, ct: (ct * len(mode) * 10,))
+    assert tl.grad(f)(1.0).item() == 20
+    assert tl.grad(lambda x: f(x, mode="long"))(1.0).item() == 40
+    assert tl.grad(lambda x: f(mode="a", x=x))(1.0).item() == 10
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: f(1.0, mode="mean"), TypeError, "by position, so mode cannot be keyword-only"),
+        (lambda f: f(), TypeError, "cubed: missing a required argument: 'x'"),
+        (lambda f: f(1.0, y=2.0), TypeError, "cubed: got an unexpected keyword argument 'y'"),
+        (lambda f: f("x"), TypeError, "argument 0 of cubed is 'x', .* nondiff_argnums"),
+        (
+            lambda f: tl.grad(f)({"a": 1.0}),
+            ValueError,
+            "backward function of cubed .* unlike its argument: it is a single value, not a dict",
+        ),
+        (lambda f: tl.custom_vjp(3), TypeError, "custom_vjp: takes a function"),
+        (lambda f: tl.custom_vjp(cubed, "weight"), TypeError, "nondiff_argnums is an int"),
+        (lambda f: tl.custom_vjp(cubed, 2), ValueError, "position 2, but .* has 2 positional"),
+        (lambda f: tl.jacrev(3), TypeError, "jacrev: takes a function"),
+        (lambda f: tl.jacfwd(3), TypeError, "jacfwd: takes a function"),
+        (lambda f: tl.hessian(3), TypeError, "hessian: takes a function"),
+    ],
+)
+def test_mistakes_around_custom_vjp_are_named(call: Any, error: Any, message: str) -> None:
+    f = tl.custom_vjp(cubed)
+    f.defvjp(lambda x, weight: (tree.leaves(x)[0], ()), lambda saved, ct: (ct, ct))
+    with pytest.raises(error, match=message):
+        call(f)
+
+
 def test_none_is_a_zero_cotangent_and_no_arguments_are_fine() -> None:
     f = tl.custom_vjp(lambda x, y: x["a"] * y)
     f.defvjp(lambda x, y: (x["a"] * y, y), lambda y, ct: (None, ct * 7))
