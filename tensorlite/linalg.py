@@ -165,14 +165,14 @@ def pinv(x: Tensor, /, *, rtol: float | Tensor | None = None) -> Tensor:
 
 
 def det(x: Tensor, /) -> Tensor:
-    """The determinant (...,). Its derivative needs the inverse, so it exists at regular matrices
-    only."""
+    """The determinant (...,). Its derivative, the cofactors, exists everywhere; those of higher
+    order need the inverse, and raise `numpy.linalg.LinAlgError` at a singular matrix."""
     return bind(d.det_p, _matrices("det", x))
 
 
 def slogdet(x: Tensor, /) -> SlogdetResult:
     """The sign of the determinant and the logarithm of its absolute value; 0 and -inf for a
-    singular matrix."""
+    singular matrix, where there is no derivative."""
     return SlogdetResult(*bind(d.slogdet_p, _matrices("slogdet", x)))
 
 

@@ -243,6 +243,40 @@ def test_factorizations_of_narrow_floats(name: str, dtype: Any) -> None:
     )
 
 
+def minors(x: np.ndarray) -> list[list[float]]:
+    """The cofactors of a matrix, from their definition."""
+    places = range(len(x))
+
+    def cofactor(i: int, j: int) -> float:
+        rest = np.delete(np.delete(x, i, 0), j, 1)
+        return (-1) ** (i + j) * float(np.linalg.det(rest))
+
+    return [[cofactor(i, j) for j in places] for i in places]
+
+
+@pytest.mark.parametrize(("n", "rank"), [(n, r) for n in (1, 2, 3, 4) for r in range(n + 1)])
+def test_the_gradient_of_a_determinant_is_finite_at_singular_matrices(n: int, rank: int) -> None:
+    # Integer matrices whose elimination is exact: NumPy finds a pivot of zero and no inverse.
+    rng = np.random.default_rng(10 * n + rank)
+    left = np.eye(n, rank)[rng.permutation(n)]
+    x = left @ rng.integers(1, 4, (rank, n)).astype(float)
+    others = rng.normal(size=(n, n))
+    expected = minors(x)
+    for function in (
+        tl.grad(tl.linalg.det),
+        tl.jit(tl.grad(tl.linalg.det)),
+        tl.jacfwd(tl.linalg.det),
+    ):
+        np.testing.assert_allclose(function(tl.asarray(x)).numpy(), expected, atol=1e-12)
+    both = tl.vmap(tl.grad(tl.linalg.det))(tl.asarray(np.stack([x, others]))).numpy()
+    np.testing.assert_allclose(both, [expected, minors(others)], atol=1e-12)
+
+
+def test_second_derivatives_of_determinants_need_an_inverse() -> None:
+    with pytest.raises(np.linalg.LinAlgError, match="Singular"):
+        tl.hessian(tl.linalg.det)(tl.zeros((2, 2)))
+
+
 @pytest.mark.parametrize("order", [0.5, 1, 2, 3, math.inf])
 def test_gradients_of_norms(order: float) -> None:
     x = tl.asarray([0.5, -2.0, 1.5], dtype=tl.float64)

@@ -28,6 +28,7 @@ from .shape import (
     broadcast_to,
     expand_dims,
     pad_rank,
+    sum_p,
     unbroadcast,
 )
 from .shape import matrix_transpose as transpose
@@ -210,6 +211,7 @@ def _(args: Sequence[Tensor], batched: Sequence[bool]) -> Tensor:
 # ---- determinants --------------------------------------------------------------------------------
 
 det_p = Primitive("det")
+cofactor_p = Primitive("cofactor")  # the derivative of det: the transposed adjugate
 slogdet_p = Primitive("slogdet")  # (sign, log of the absolute value)
 
 
@@ -224,10 +226,44 @@ det_p.numpy(_lapack("det", np.linalg.det))
 
 @det_p.vjp
 def _(y: Tensor, x: Tensor) -> Any:
-    return lambda g: _as_matrix(g * y) * transpose(bind(inv_p, x))
+    return lambda g: _as_matrix(g) * bind(cofactor_p, x)
 
 
 _stacked(det_p)
+
+
+@cofactor_p.shape
+def _(x: Aval) -> Aval:
+    matrix("cofactor", x)
+    return x
+
+
+def _cofactors(x: np.ndarray) -> np.ndarray:
+    """det(x) x^-T, and what is its limit where x has no inverse."""
+    determinants = np.linalg.det(x)
+    if np.all(determinants):
+        return determinants[..., None, None] * np.swapaxes(np.linalg.inv(x), -1, -2)
+    u, s, vh = np.linalg.svd(x)
+    n = x.shape[-1]
+    others = np.where(np.eye(n, dtype=bool), 1, s[..., None, :]).prod(axis=-1, dtype=x.dtype)
+    sign = np.linalg.det(u) * np.linalg.det(vh)
+    return sign[..., None, None] * np.matmul(u * others[..., None, :], vh)
+
+
+cofactor_p.numpy(_lapack("cofactor", _cofactors))
+
+
+@cofactor_p.vjp
+def _(y: Tensor, x: Tensor) -> Any:
+    def pull(g: Tensor) -> Tensor:
+        inner = eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        total = bind(sum_p, g * y, axes=(x.ndim - 2, x.ndim - 1))
+        return transpose(solve(x, transpose(_as_matrix(total) * inner - matmul(y, transpose(g)))))
+
+    return pull
+
+
+_stacked(cofactor_p)
 
 
 @slogdet_p.shape

@@ -37,7 +37,7 @@ def square(draw: Any, rng: np.random.Generator) -> np.ndarray:
     return with_singular_values(rng, stacks(draw), n, n)
 
 
-@samples("inv", "det", "slogdet")
+@samples("inv", "det", "cofactor", "slogdet")
 def regular(draw: Any, name: str) -> Sample:
     return Sample((square(draw, draw(rngs())),))
 
