@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 import tensorlite as tl
 
 from .control import Control
@@ -148,5 +146,9 @@ def _threads(cpus: int | None) -> Iterator[None]:
     if cpus is None:
         yield
     else:
-        with threadpool_limits(limits=cpus):
+        before = tl.get_num_threads()
+        tl.set_num_threads(cpus)
+        try:
             yield
+        finally:
+            tl.set_num_threads(before)

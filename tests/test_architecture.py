@@ -18,7 +18,7 @@ DISTRIBUTED = sorted((ROOT / "distributed").rglob("*.py"))
 # From the ground up. A room may import those before it and itself. Transforms lean on the
 # operations that make, shape and add tensors; operations lean on the core.
 ROOMS = (
-    ("core",),
+    ("core", "threads"),
     ("dtypes", "tree", "origin", "arguments"),
     ("device",),
     ("observe",),
