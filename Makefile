@@ -14,7 +14,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint lint-ruff lint-mypy wheel-check clean java force
+.PHONY: help demo test lint lint-ruff lint-mypy wheel-check peers bench clean java force
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | awk -F '|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -38,6 +38,13 @@ lint-mypy: $(STAMP)
 
 wheel-check: $(STAMP)  ## build the wheel, install it into a clean environment, import from it
 	@$(BIN)/python .ci/wheel_check.py
+
+# Frameworks get environments of their own, so that none decides which versions another runs with.
+peers:  ## install PyTorch, TensorFlow, JAX and tinygrad for the benchmarks, below .peers
+	@python=$$(.ci/require.sh python) && PYTHON=$$python benchmarks/peers/make.sh
+
+bench: $(STAMP)  ## time a training step of six models beside the frameworks that `make peers` installed
+	@$(BIN)/python benchmarks/train_step.py $(ARGS)
 
 clean:  ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) build dist tensorlite.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
