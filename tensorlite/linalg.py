@@ -217,7 +217,7 @@ def vector_norm(
     x = _floating(x)
     size = e.abs(x)
     if ord in (math.inf, -math.inf):
-        extremum = reduce.max if ord > 0 else reduce.min
+        extremum = _largest if ord > 0 else reduce.min
         return extremum(size, axis=axis, keepdims=keepdims)
     if ord == 0:
         return cast(reduce.count_nonzero(x, axis=axis, keepdims=keepdims), x.dtype)
@@ -227,6 +227,14 @@ def vector_norm(
         total = reduce.sum(e.square(x), axis=axis, keepdims=keepdims)
         return e.where(total == 0, total, e.sqrt(e.where(total == 0, 1.0, total)))
     return reduce.sum(size**ord, axis=axis, keepdims=keepdims) ** (1 / ord)
+
+
+def _largest(sizes: Tensor, *, axis: int | Axes | None, keepdims: bool) -> Tensor:
+    """The largest of values that are not negative, 0 if there are none."""
+    axes = normalize_axes("norm", axis, sizes.ndim)
+    if any(sizes.shape[a] == 0 for a in axes):
+        return reduce.sum(sizes, axis=axes, keepdims=keepdims)
+    return reduce.max(sizes, axis=axes, keepdims=keepdims)
 
 
 def matrix_norm(
@@ -241,10 +249,10 @@ def matrix_norm(
     if ord in (1, -1, math.inf, -math.inf):
         along = -2 if ord in (1, -1) else -1
         sums = reduce.sum(e.abs(x), axis=along, keepdims=True)
-        extremum = reduce.max if ord in (1, math.inf) else reduce.min
+        extremum = _largest if ord in (1, math.inf) else reduce.min
         result = extremum(sums, axis=(-2, -1), keepdims=True)
     elif ord in ("nuc", 2, -2):
-        reduction: Any = {"nuc": reduce.sum, 2: reduce.max, -2: reduce.min}[ord]
+        reduction: Any = {"nuc": reduce.sum, 2: _largest, -2: reduce.min}[ord]
         result = expand_dims(reduction(svdvals(x), axis=-1, keepdims=True), axis=-1)
     else:
         raise ValueError(

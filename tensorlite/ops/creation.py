@@ -295,19 +295,30 @@ def arange(
     dtype: Any = None,
     device: str | Device | None = None,
 ) -> Tensor:
-    """Evenly spaced values in [start, stop); int64 if all three are integers, else float32."""
+    """Evenly spaced values in [start, stop); int64 if all three are integers, else float32.
+
+    Raises:
+        ValueError: `step` is 0.
+        TypeError: one of the three is no number.
+        OverflowError: a value does not fit `dtype`, an integer one.
+    """
     if stop is None:
         start, stop = 0, start
+    for number in (start, stop, step):
+        if not isinstance(number, int | float | np.integer | np.floating):
+            raise TypeError(f"arange: start, stop and step are numbers, got {number!r}")
     if step == 0:
         raise ValueError("arange: step is 0; it must be positive or negative")
     integral = all(isinstance(v, int | np.integer) for v in (start, stop, step))
-    wanted = (
-        dtypes.canonical(dtype)
-        if dtype is not None
-        else dtypes.default_int
-        if integral
-        else dtypes.default_float
-    )
+    default = dtypes.default_int if integral else dtypes.default_float
+    wanted = default if dtype is None else dtypes.canonical(dtype)
+    if not integral or wanted not in dtypes.INTEGERS:
+        return asarray(np.arange(start, stop, step).astype(wanted), device=device)
+    values = range(int(start), int(stop), int(step))
+    for end in (*values[:1], *values[-1:]):
+        constant_array(end, wanted, "arange")  # raises if it does not fit
+    if wanted == dtypes.uint64:  # NumPy counts in int64, which is too narrow
+        return asarray(np.fromiter(values, wanted, len(values)), device=device)
     return asarray(np.arange(start, stop, step).astype(wanted), device=device)
 
 

@@ -68,7 +68,9 @@ def count(x: Tensor, axes: Axes) -> int:
 
 def count_nonzero(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """How many values over `axis` (all by default) are not zero, int64."""
-    return sum(cast(_boolean(x), dtypes.default_int), axis=axis, keepdims=keepdims)
+    marks = cast(_boolean(x), dtypes.default_int)
+    axes = normalize_axes("count_nonzero", axis, marks.ndim)
+    return sum(marks, axis=axes, keepdims=keepdims)
 
 
 # ---- max and min ---------------------------------------------------------------------------------
