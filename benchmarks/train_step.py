@@ -29,7 +29,14 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks.models import definitions
-from benchmarks.workers import ROOT, Worker, WorkerError, interpreter, take_turns
+from benchmarks.workers import (
+    ROOT,
+    Worker,
+    WorkerError,
+    interpreter,
+    take_turns,
+    warn_if_busy,
+)
 
 CHECKED = 5  # steps after which losses are compared
 TOLERANCE = {"f32": 1e-4, "bf16": 2e-2}
@@ -317,6 +324,7 @@ def main() -> int:
     """Measure every configuration, print, and judge."""
     args = parse()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    warn_if_busy()
     table: dict[Configuration, Results] = {}
     problems: list[str] = []
     for threads in args.threads:

@@ -175,6 +175,13 @@ def take_turns(workers: list[Worker], rounds: int, seconds: float = 0.3) -> list
     return [statistics.median(times) for times in taken]
 
 
+def warn_if_busy() -> None:
+    """Say so if others use this machine: two threads that wait for each other then take turns."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"warning: the load of this machine is {load:.1f} already; figures will be off")
+
+
 def _environment(threads: int) -> Mapping[str, str]:
     """This process's environment with the number of threads in every variable that is read."""
     counts = dict.fromkeys(THREAD_VARIABLES, str(threads))
