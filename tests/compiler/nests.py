@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from tensorlite import dtypes
+from tensorlite.compiler.fuse import nest_p
 from tensorlite.compiler.loops import BOOL, OPERATIONS, Instruction, Nest, Operand
+from tensorlite.graph import Graph, Var
 from tensorlite.ops import special
 
 Array = np.ndarray
@@ -26,6 +28,32 @@ def evaluate(nest: Nest, inputs: Sequence[Array], shapes: Sequence[tuple[int, ..
     ]
     run(nest, inputs, outputs)
     return outputs
+
+
+def run_graph(graph: Graph, *args: Any) -> list[Array]:
+    """The outputs of a graph whose equations may be nests; everything else runs by its NumPy
+    rule."""
+    values: dict[Any, Array] = {}
+
+    def read(atom: Any) -> Array:
+        return values[atom] if isinstance(atom, Var) else atom.numpy()
+
+    for var, x in zip(graph.inputs, args, strict=True):
+        values[var] = np.ascontiguousarray(np.asarray(x)).reshape(np.shape(x))
+    for eqn in graph.equations:
+        arrays = list(map(read, eqn.inputs))
+        avals = [v.aval for v in eqn.outputs]
+        if eqn.prim is nest_p:
+            result: Any = evaluate(eqn.params["nest"], arrays, [a.shape for a in avals])
+            assert eqn.params["avals"] == tuple(avals)
+        else:
+            with np.errstate(all="ignore"):
+                result = eqn.prim.numpy_rule(*arrays, **eqn.params)
+        results = result if isinstance(result, tuple | list) else (result,)
+        for var, x in zip(eqn.outputs, results, strict=True):
+            assert x.shape == var.aval.shape and x.dtype == var.aval.dtype, eqn.prim
+            values[var] = np.ascontiguousarray(x).reshape(x.shape)
+    return [read(atom) for atom in graph.outputs]
 
 
 def run(nest: Nest, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:

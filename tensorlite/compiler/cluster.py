@@ -1,0 +1,321 @@
+"""Which equations share a loop nest.
+
+Every equation that a nest can compute starts as a group of its own, with an axis for each axis of
+its loop. Two groups become one if their loops are the same: that is found from the places at which
+they read and write the same values, which have to agree once axes of the one are taken for axes of
+the other. A group may fold some of its axes; then its members stand either at all of its points, or
+at the kept ones. Groups are joined where that saves memory traffic, those first that save the most,
+and never so that the groups would wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..graph import Var
+from .affine import Affine, Axes, Matching
+
+MAX_BUFFERS = 24
+MAX_INSTRUCTIONS = 150
+MAX_PASSES = 4  # over the folded axes
+FEW_KEPT = 16  # kept points: with fewer, threads would share a fold and have to wait for it
+SMALL = 1 << 16  # points that one thread does by itself
+CACHED = 1 << 17  # bytes of a row that stay in the cache from one pass to the next
+REREAD = 0.1  # what a byte costs that is read from the cache
+LAUNCH = 4096  # bytes that could be moved while a nest is started
+
+
+class Member(NamedTuple):
+    """An equation in a nest."""
+
+    number: int
+    loop: tuple[Affine, ...]
+    axes: frozenset[int]
+    folded: frozenset[int]
+    reads: tuple[tuple[Var, Affine | None], ...]  # buffers, with the address if it is affine
+    stores: tuple[tuple[Var, Affine], ...]
+    varies: frozenset[int]  # the axes that its value depends on
+    instructions: int
+    weight: float  # bytes that could be moved while one point is computed
+    order: Affine | None  # the number of a folded point, if their order matters
+
+
+class Group:
+    """Members of one nest, over `axes`, of which some are folded. `full` are the numbers of members
+    that stand at all points; the others stand at the kept ones."""
+
+    def __init__(
+        self, members: list[Member], axes: set[int], folded: set[int], full: set[int]
+    ) -> None:
+        self.members = members
+        self.axes, self.folded, self.full = axes, folded, full
+        self.reads: dict[Var, list[Affine | None]] = {}
+        for member in members:
+            for var, address in member.reads:
+                self.reads.setdefault(var, []).append(address)
+        self.stores = {var: address for m in members for var, address in m.stores}
+        self.traffic: float | None = None
+
+    @property
+    def first(self) -> int:
+        return self.members[0].number
+
+    @property
+    def last(self) -> int:
+        return self.members[-1].number
+
+
+class Clusters:
+    """Groups of members.
+
+    `needs[k]` are the equations that equation k waits for (views and what is computed wherever it
+    is read left out), `stored` the values that are needed outside of nests.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        axes: Axes,
+        needs: dict[int, list[int]],
+        stored: set[Var],
+        nbytes: dict[Var, int],
+    ):
+        self._axes = axes
+        self._needs = needs
+        self._stored = stored
+        self._nbytes = nbytes
+        self.groups: dict[int, Group] = {
+            m.number: Group([m], set(m.axes), set(m.folded), {m.number}) for m in members
+        }
+        self._members = {m.number: m for m in members}
+        self._producer = {var: m.number for m in members for var, _ in m.stores}
+        self._readers: dict[Var, list[int]] = {}
+        for m in members:
+            for var in dict.fromkeys(v for v, _ in m.reads):
+                self._readers.setdefault(var, []).append(m.number)
+
+    def join(self) -> None:
+        """Join what is worth it."""
+        edges = [
+            (-self._nbytes[var], reader, self._producer[var])
+            for var, readers in self._readers.items()
+            if var in self._producer
+            for reader in readers
+        ]
+        edges.sort()
+        siblings = sorted(
+            (-self._nbytes[var], readers)
+            for var, readers in self._readers.items()
+            if len(readers) > 1
+        )
+        self._along(edges)
+        for _, readers in siblings:
+            self._among(readers)
+        self._along(edges)
+        self._among([g.first for g in self.distinct() if not g.axes])
+
+    def distinct(self) -> list[Group]:
+        """Every group once, in the order of their first members."""
+        return list({id(g): g for _, g in sorted(self.groups.items())}.values())
+
+    def outputs(self, group: Group) -> list[Var]:
+        """The values of a group that are stored."""
+        inside = {m.number for m in group.members}
+        return [var for var in group.stores if self._leaves(var, inside)]
+
+    def _leaves(self, var: Var, inside: set[int]) -> bool:
+        return var in self._stored or any(k not in inside for k in self._readers.get(var, ()))
+
+    def _along(self, edges: list[tuple[int, int, int]]) -> None:
+        """Join producers with consumers, as long as something changes."""
+        for _ in range(3):
+            joined = False
+            for _, reader, producer in edges:
+                joined |= self._try(producer, reader)
+            if not joined:
+                return
+
+    def _among(self, numbers: list[int]) -> None:
+        """Join groups that read the same."""
+        for first, second in itertools.combinations(numbers[:12], 2):
+            self._try(first, second)
+        for first, second in itertools.pairwise(numbers[12:]):
+            self._try(first, second)
+
+    def _try(self, first: int, second: int) -> bool:
+        left, right = self.groups[first], self.groups[second]
+        if left is right:
+            return False
+        matching = self._match(left, right)
+        if matching is None or self._in_a_circle(left, right):
+            return False
+        joined = self._joined(left, right, matching)
+        if joined is None:
+            return False
+        self._axes.commit(matching)
+        for member in joined.members:
+            self.groups[member.number] = joined
+        return True
+
+    # ---- are the loops the same? -----------------------------------------------------------------
+
+    def _match(self, left: Group, right: Group) -> Matching | None:
+        """The axes of the two, taken for the same as far as they have to be; or None."""
+        if (
+            sum(m.instructions for m in (*left.members, *right.members)) > MAX_INSTRUCTIONS
+            or len(left.reads.keys() | right.reads.keys()) > MAX_BUFFERS
+        ):
+            return None
+        matching = self._axes.matching(left.axes, right.axes)
+        passed = [(v, a, b) for v, b in left.stores.items() for a in right.reads.get(v, ())]
+        back = [(v, a, b) for v, b in right.stores.items() for a in left.reads.get(v, ())]
+        for _, read, stored in sorted(passed, key=self._large_first):
+            if read is None or not matching.unify(stored, read):
+                return None
+        for _, read, stored in sorted(back, key=self._large_first):
+            if read is None or not matching.unify(read, stored):
+                return None
+        shared = [v for v in left.reads if v in right.reads]
+        for var in sorted(shared, key=lambda v: -self._nbytes[v]):
+            ours, theirs = left.reads[var][0], right.reads[var][0]
+            if ours is not None and theirs is not None:
+                matching.unify(ours, theirs)
+        return matching
+
+    def _large_first(self, entry: tuple[Var, Affine | None, Affine]) -> int:
+        return -self._nbytes[entry[0]]
+
+    def _joined(self, left: Group, right: Group, matching: Matching) -> Group | None:
+        """The group of both, or None if their loops differ or it is not worth it."""
+        if not left.folded and right.folded:
+            left, right = right, left
+        axes, others = matching.resolved(left.axes), matching.resolved(right.axes)
+        folded = matching.resolved(left.folded)
+        right_full = set(right.full)
+        if right.folded:
+            if axes != others or folded != matching.resolved(right.folded):
+                return None
+            if not self._one_order(left, right, matching):
+                return None
+        elif others == axes - folded:
+            right_full = set(right.full) if not folded else set()
+        elif others != axes:
+            return None
+        # What is the same at all folded points belongs to the kept ones.
+        constant = [m for m in right.members if not folded & matching.resolved(m.varies)]
+        if folded and not right.folded and right_full and constant:
+            return None
+        members = sorted([*left.members, *right.members], key=lambda m: m.number)
+        group = Group(members, axes, folded, left.full | right_full)
+        group.traffic = self._traffic(group)
+        if group.traffic is None:
+            return None
+        apart = self._traffic_of(left) + self._traffic_of(right)
+        return group if group.traffic <= apart + LAUNCH else None
+
+    def _one_order(self, left: Group, right: Group, matching: Matching) -> bool:
+        """Whether all members to which the order of folded axes matters agree about it."""
+        members = (*left.members, *right.members)
+        orders = {matching.resolve(m.order) for m in members if m.order is not None}
+        return len(orders) < 2
+
+    # ---- is it worth it? -------------------------------------------------------------------------
+
+    def _traffic_of(self, group: Group) -> float:
+        if group.traffic is None:
+            group.traffic = self._traffic(group)
+        return math.inf if group.traffic is None else group.traffic
+
+    def _traffic(self, group: Group) -> float | None:
+        """About how many bytes a nest moves; None if it cannot be."""
+        inside = {m.number for m in group.members}
+        outputs = [var for var in group.stores if self._leaves(var, inside)]
+        if len(outputs) + len(group.reads) > MAX_BUFFERS:
+            return None
+        written = float(sum(self._nbytes[v] for v in outputs))
+        outer = [v for v in group.reads if self._producer.get(v) not in inside]
+        read = float(sum(self._nbytes[v] for v in outer))
+        if not group.folded:
+            return written + read
+        ready: dict[int, int] = {}  # the pass in which a value is known
+        needed: dict[int, set[int]] = {}  # members that a pass computes
+        for m in group.members:
+            before = [ready[k] for v, _ in m.reads if (k := self._producer.get(v, -1)) in inside]
+            start = max(before, default=0)
+            ready[m.number] = start + 1 if m.folded else start
+            stores = any(v in outputs for v, _ in m.stores)
+            if m.number in group.full and (m.folded or stores):
+                needed.setdefault(start, set()).add(m.number)
+        if len(needed) < 2:
+            return written + read
+        points = math.prod(self._axes.sizes[a] for a in self._axes.resolved(group.axes))
+        folded = math.prod(self._axes.sizes[a] for a in self._axes.resolved(group.folded))
+        if len(needed) > MAX_PASSES or (points // folded < FEW_KEPT and points > SMALL):
+            return None
+        return written + self._passes(group, needed, outer, points, folded)
+
+    def _passes(
+        self,
+        group: Group,
+        needed: dict[int, set[int]],
+        outer: list[Var],
+        points: int,
+        folded: int,
+    ) -> float:
+        """The bytes read by several passes, and the time to compute values again, in bytes."""
+        outside = set(outer)
+        seen: set[Var] = set()
+        computed: set[int] = set()
+        total = 0.0
+        row = folded * sum(v.aval.dtype.itemsize for v in outer if v.aval.size >= points)
+        price = REREAD if row <= CACHED else 1.0
+        for number in sorted(needed):
+            pending, done = sorted(needed[number]), set()
+            loads: dict[Var, None] = {}
+            while pending:
+                k = pending.pop()
+                if k in done:
+                    continue
+                done.add(k)
+                for var, _ in self._members[k].reads:
+                    if var in outside:
+                        loads[var] = None
+                    elif self._producer[var] in group.full and not (
+                        self._members[self._producer[var]].folded
+                    ):
+                        pending.append(self._producer[var])
+            total += sum(self._nbytes[v] * (price if v in seen else 1.0) for v in loads)
+            again = sum(self._members[k].weight for k in done & computed)
+            total += again * points * (0.0 if price < 1 else 1.0)
+            seen.update(loads)
+            computed |= done
+        return total
+
+    # ---- circles ---------------------------------------------------------------------------------
+
+    def _in_a_circle(self, left: Group, right: Group) -> bool:
+        """Whether something outside of the two waits for one of them while the other waits for
+        it."""
+        start = min(left.first, right.first)
+        seen: set[int] = set()
+        pending = [k for m in (*left.members, *right.members) for k in self._needs[m.number]]
+        pending = [k for k in pending if self.groups.get(k) not in (left, right)]
+        while pending:
+            k = pending.pop()
+            if k in seen:
+                continue
+            group = self.groups.get(k)
+            if group is left or group is right:
+                return True
+            if group is None:
+                seen.add(k)
+                if k > start:
+                    pending.extend(self._needs[k])
+            else:
+                seen.update(m.number for m in group.members)
+                if group.last > start:
+                    pending.extend(n for m in group.members for n in self._needs[m.number])
+        return False
