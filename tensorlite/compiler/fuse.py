@@ -25,7 +25,7 @@ from .affine import Affine, Axes, Split, flatten
 from .body import Body, Place, folds, points, views
 from .cluster import Clusters, Group, Member
 from .loops import Instruction
-from .nesting import make_nest
+from .nesting import live, make_nest
 from .unregistered import Unregistered
 
 CHEAP = 4.0  # the weight up to which a value is computed again rather than loaded
@@ -166,19 +166,22 @@ class _Fusion:
             loop = tuple(map(self._axes.resolve, first))
             try:
                 body = self._body({k}, may_split=True)
-                for output in range(len(eqn.outputs)):
-                    body.compute(k, output, self._place(k, output))
+                results = [
+                    body.compute(k, output, self._place(k, output)).position
+                    for output in range(len(eqn.outputs))
+                ]
                 break
             except Split as split:
                 self._axes.split(split.axis, split.inner)
-        instructions = body.recorder.body
-        reads = tuple(
-            (var, None if number in body.gathered else address)
-            for number, (var, address) in enumerate(body.operands)
-        )
-        varies = {a for _, address in body.operands for a, _ in address.terms}
+        instructions, _, numbers = live(body, results)
+        reads = [
+            (body.operands[n][0], None if n in body.gathered else body.operands[n][1])
+            for n in numbers
+        ]
+        varies = {a for n in numbers for a, _ in body.operands[n][1].terms}
         varies |= {i.attribute for i in instructions if i.op == "index"}
         ordered = eqn.prim in (argmax_p, argmin_p) or len(eqn.outputs) > 1
+        order = flatten([loop[a] for a in folded], [sizes[a] for a in folded])
         return Member(
             number=k,
             loop=loop,
@@ -189,9 +192,7 @@ class _Fusion:
             varies=frozenset(varies),
             instructions=sum(i.op not in ("constant", "index") for i in instructions),
             weight=sum(map(_weight, instructions)),
-            order=flatten([loop[a] for a in folded], [sizes[a] for a in folded])
-            if ordered and folded
-            else None,
+            order=order if ordered and order.terms else None,
         )
 
     def _body(self, inside: Collection[int], may_split: bool = False) -> Body:

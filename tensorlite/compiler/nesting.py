@@ -39,7 +39,7 @@ def make_nest(
         rank = {axis: -c for axis, c in order.terms}
         sequence = iter(sorted(folded, key=lambda a: rank[a]))
         arranged = [next(sequence) if a in folded else a for a in arranged]
-    instructions, positions, operands = _live(body, [v.position for v, _, _ in stored])
+    instructions, positions, operands = live(body, [v.position for v, _, _ in stored])
     indexed = {i.attribute for i in instructions if i.op == "index"}
     kept_operands = [body.operands[n] for n in operands]
     groups = _merged(
@@ -90,7 +90,7 @@ def _arranged(
     return [*result[:place], *new, *result[place:]]
 
 
-def _live(body: Body, wanted: Sequence[int]) -> tuple[list[Instruction], dict[int, int], list[int]]:
+def live(body: Body, wanted: Sequence[int]) -> tuple[list[Instruction], dict[int, int], list[int]]:
     """The instructions that are needed, their new positions by the old ones, and the operands that
     they read."""
     all_instructions = body.recorder.body

@@ -188,10 +188,13 @@ def _reduction(prim: Any, how: str, *, flipped: bool = False) -> None:
 
     def rule(body: Body, eqn: Equation, loop: tuple[Affine, ...], _: int) -> Scalar:
         x = eqn.inputs[0]
-        value = body.value(x, Place(x.aval.shape, loop))
         sizes, folded = axes(eqn)
-        if math.prod(sizes[a] for a in folded) == 1:  # of one element
-            return body.constant(0, dtypes.int64) if how == "argmax" else value
+        alone = math.prod(sizes[a] for a in folded) == 1
+        if alone and how == "argmax":
+            return body.constant(0, dtypes.int64)
+        value = body.value(x, Place(x.aval.shape, loop))
+        if alone:
+            return value
         if flipped:
             op = "negative" if dtypes.is_float(value.dtype) else "invert"
             value = body.apply(op, value)
