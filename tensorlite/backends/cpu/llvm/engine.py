@@ -1,0 +1,117 @@
+"""Machine code from LLVM IR, kept for the life of the process."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def available() -> bool:
+    """Whether nests can be compiled here: llvmlite and GNU's OpenMP runtime are there. Warns once
+    if not."""
+    try:
+        _binding()
+        _openmp()
+    except (ImportError, OSError) as error:
+        warnings.warn(
+            f"fused loops are not compiled, and run through NumPy instead: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL:
+    """The OpenMP runtime that oneDNN uses too, so that there is one pool of threads."""
+    errors = []
+    for name in ("libgomp.so.1", ctypes.util.find_library("gomp")):
+        if name is None:
+            continue
+        try:
+            return ctypes.CDLL(name)
+        except OSError as error:
+            errors.append(str(error))
+    raise OSError(f"libgomp is not found ({'; '.join(errors)}); install your system's libgomp1")
+
+
+@functools.cache
+def _binding() -> Any:
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+class _Machine:
+    """The processor that code is made for, and the engine that holds the code."""
+
+    def __init__(self) -> None:
+        binding = _binding()
+        self.cpu = binding.get_host_cpu_name()
+        features = binding.get_host_cpu_features()
+        self.features = features.flatten()
+        self.register_bytes = 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+        target = binding.Target.from_default_triple()
+        self.triple = target.triple
+        self.target = target.create_target_machine(
+            cpu=self.cpu, features=self.features, opt=2, codemodel="jitdefault", jit=True
+        )
+        self.layout = str(self.target.target_data)
+        empty = binding.parse_assembly(f'target triple = "{self.triple}"')
+        self.engine = binding.create_mcjit_compiler(empty, self._engine_target(binding, target))
+        openmp = _openmp()
+        for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
+            address = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
+            binding.add_symbol(name, address)
+
+    def _engine_target(self, binding: Any, target: Any) -> Any:
+        # An engine owns its target machine.
+        return target.create_target_machine(
+            cpu=self.cpu, features=self.features, opt=2, codemodel="jitdefault", jit=True
+        )
+
+    def compile(self, text: str) -> bytes:
+        """An object file of optimized code."""
+        binding = _binding()
+        module = binding.parse_assembly(text)
+        module.triple = self.triple
+        module.data_layout = self.layout
+        tuning = binding.create_pipeline_tuning_options(speed_level=2)
+        builder = binding.create_pass_builder(self.target, tuning)
+        passes = binding.create_new_module_pass_manager()
+        passes.add_sroa_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+        passes.run(module, builder)
+        return self.target.emit_object(module)
+
+    def load(self, code: bytes) -> None:
+        """Make the functions of an object file callable."""
+        binding = _binding()
+        self.engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        self.engine.finalize_object()
+
+
+@functools.cache
+def machine() -> _Machine:
+    """The machine of this process."""
+    return _Machine()
+
+
+def compile_text(text: str, names: Sequence[str]) -> list[int]:
+    """Compile a module; the addresses of the functions `names`, which no other module has."""
+    with _lock:
+        here = machine()
+        here.load(here.compile(text))
+        return [here.engine.get_function_address(name) for name in names]
