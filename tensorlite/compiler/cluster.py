@@ -37,7 +37,7 @@ class Member(NamedTuple):
     folded: frozenset[int]
     reads: tuple[tuple[Var, Affine | None], ...]  # buffers, with the address if it is affine
     stores: tuple[tuple[Var, Affine], ...]
-    varies: frozenset[int]  # the axes that its value depends on
+    varies: tuple[frozenset[int], ...]  # the axes that each of its values depends on
     instructions: int
     weight: float  # bytes that could be moved while one point is computed
     order: Affine | None  # the number of a folded point, if their order matters
@@ -205,8 +205,9 @@ class Clusters:
         elif others != axes:
             return None
         # What is the same at all folded points belongs to the kept ones.
-        constant = [m for m in right.members if not folded & matching.resolved(m.varies)]
-        if folded and not right.folded and right_full and constant:
+        varying = [v for m in right.members for v in m.varies]
+        spread = folded and right_full and not right.folded
+        if spread and any(folded.isdisjoint(matching.resolved(v)) for v in varying):
             return None
         members = sorted([*left.members, *right.members], key=lambda m: m.number)
         group = Group(members, axes, folded, left.full | right_full)

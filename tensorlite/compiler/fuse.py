@@ -178,8 +178,6 @@ class _Fusion:
             (body.operands[n][0], None if n in body.gathered else body.operands[n][1])
             for n in numbers
         ]
-        varies = {a for n in numbers for a, _ in body.operands[n][1].terms}
-        varies |= {i.attribute for i in instructions if i.op == "index"}
         ordered = eqn.prim in (argmax_p, argmin_p) or len(eqn.outputs) > 1
         order = flatten([loop[a] for a in folded], [sizes[a] for a in folded])
         return Member(
@@ -189,7 +187,7 @@ class _Fusion:
             folded=_axes_of(loop[a] for a in folded),
             reads=tuple(dict.fromkeys(reads)),
             stores=tuple((var, self._address(k, i)) for i, var in enumerate(eqn.outputs)),
-            varies=frozenset(varies),
+            varies=tuple(_varies(body, position) for position in results),
             instructions=sum(i.op not in ("constant", "index") for i in instructions),
             weight=sum(map(_weight, instructions)),
             order=order if ordered and order.terms else None,
@@ -272,6 +270,13 @@ class _Fusion:
             tuple(outputs),
             source,
         )
+
+
+def _varies(body: Body, position: int) -> frozenset[int]:
+    """The axes that a value depends on."""
+    instructions, _, numbers = live(body, [position])
+    read = {a for n in numbers for a, _ in body.operands[n][1].terms}
+    return frozenset(read | {i.attribute for i in instructions if i.op == "index"})
 
 
 def _axes_of(loop: Any) -> frozenset[int]:
