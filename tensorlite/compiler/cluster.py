@@ -58,6 +58,7 @@ class Group:
                 self.reads.setdefault(var, []).append(address)
         self.stores = {var: address for m in members for var, address in m.stores}
         self.traffic: float | None = None
+        self.bits = sum(1 << m.number for m in members)
 
     @property
     def first(self) -> int:
@@ -92,6 +93,12 @@ class Clusters:
         }
         self._members = {m.number: m for m in members}
         self._producer = {var: m.number for m in members for var, _ in m.stores}
+        self._before: dict[int, int] = {}  # what each equation waits for, as a set of bits
+        for k in sorted(needs):
+            before = 0
+            for n in needs[k]:
+                before |= self._before[n] | 1 << n
+            self._before[k] = before
         self._readers: dict[Var, list[int]] = {}
         for m in members:
             for var in dict.fromkeys(v for v, _ in m.reads):
@@ -158,6 +165,7 @@ class Clusters:
         self._axes.commit(matching)
         for member in joined.members:
             self.groups[member.number] = joined
+        self._wait_together(joined)
         return True
 
     # ---- are the loops the same? -----------------------------------------------------------------
@@ -300,23 +308,20 @@ class Clusters:
     def _in_a_circle(self, left: Group, right: Group) -> bool:
         """Whether something outside of the two waits for one of them while the other waits for
         it."""
-        start = min(left.first, right.first)
-        seen: set[int] = set()
-        pending = [k for m in (*left.members, *right.members) for k in self._needs[m.number]]
-        pending = [k for k in pending if self.groups.get(k) not in (left, right)]
-        while pending:
-            k = pending.pop()
-            if k in seen:
-                continue
-            group = self.groups.get(k)
-            if group is left or group is right:
-                return True
-            if group is None:
-                seen.add(k)
-                if k > start:
-                    pending.extend(self._needs[k])
-            else:
-                seen.update(m.number for m in group.members)
-                if group.last > start:
-                    pending.extend(n for m in group.members for n in self._needs[m.number])
+        for one, other in ((left, right), (right, left)):
+            outside = ~(one.bits | other.bits)
+            for member in one.members:
+                for k in self._needs[member.number]:
+                    if outside >> k & 1 and self._before[k] & other.bits:
+                        return True
         return False
+
+    def _wait_together(self, group: Group) -> None:
+        """Members of a group, and what waits for one of them, wait for what any of them does."""
+        bits = before = group.bits
+        for member in group.members:
+            before |= self._before[member.number]
+        for k, others in self._before.items():
+            if others & bits:
+                self._before[k] = others | before
+        self._before.update(dict.fromkeys((m.number for m in group.members), before))

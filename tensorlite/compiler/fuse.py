@@ -39,7 +39,7 @@ _WEIGHTS = {
 }
 
 
-nest_p = Unregistered("nest")
+nest_p = Unregistered("nest", lambda params: params["nest"].name.rpartition("/")[2])
 
 
 @nest_p.shape
@@ -237,7 +237,9 @@ class _Fusion:
             }
         ):
             eqn = units[name][0]
-            inputs = tuple(self._constants.get(a, a) for a in eqn.inputs)  # type: ignore[arg-type]
+            inputs = tuple(
+                self._constants.get(a, a) if isinstance(a, Var) else a for a in eqn.inputs
+            )
             equations.append(eqn._replace(inputs=inputs))
         return Graph(self._graph.inputs, equations, self._graph.outputs, self._graph.name)
 
