@@ -19,6 +19,17 @@ def check_function(what: str, f: Any) -> None:
         )
 
 
+def check_callables(rule: str, *functions: Any) -> None:
+    """Raise where one of `functions` cannot be called.
+
+    Raises:
+        TypeError: with the `rule`, and what was given instead.
+    """
+    for f in functions:
+        if not callable(f):
+            raise TypeError(f"{rule}, got {f!r}")
+
+
 def as_positions(what: str, option: str, value: Any) -> tuple[int, ...]:
     """Positions of arguments, given as an int or a sequence of ints.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import dtypes, tree
+from .arguments import check_callables
 from .boxes import flat_vjp
 from .core import Aval, Primitive, Tensor, bind, tracing_graph
 from .device import Device, current_device
@@ -43,8 +44,10 @@ def cond(
             dtypes.
 
     Raises:
-        TypeError: the predicate is no boolean scalar, or the results differ.
+        TypeError: the predicate is no boolean scalar, a function is none, or the results differ.
     """
+    rule = "cond: takes two functions of the arguments after them (tl.where chooses values)"
+    check_callables(rule, true_function, false_function)
     predicate = asarray(predicate)
     if predicate.shape != () or predicate.dtype != dtypes.bool_:
         raise TypeError(f"cond: the predicate is a boolean scalar, got {predicate.aval}")
@@ -133,12 +136,17 @@ def while_loop(test: Callable[[Any], Any], step: Callable[[Any], Any], state: An
     In eager mode on concrete values this is that Python loop, and `tl.grad` goes through it. Where
     the number of steps is traced it has no derivative, since nothing bounds what would have to be
     kept: use `scan` for a loop of known length.
+
+    Raises:
+        TypeError: `test` gives no boolean scalar, or `step` changes structure, shapes or dtypes.
     """
+    check_callables("while_loop: test and step are functions of the state", test, step)
     state = tree.map(asarray, state)
     leaves, treedef = tree.flatten(state)
     avals = [x.aval for x in leaves]
     while tracing_graph() is None:
         going = asarray(test(state))
+        _check_test([going.aval])
         if not is_concrete(going):
             break  # from here on it depends on the example of a batch
         if not going:
@@ -154,15 +162,20 @@ def _traced_loop(test: Callable[[Any], Any], step: Callable[[Any], Any], state: 
     device = leaves[0].device if leaves else current_device()
     tested = _trace(test, treedef, leaves, device, "tl.while_loop", single=True)
     stepped = _trace(step, treedef, leaves, device, "tl.while_loop", single=True)
-    if tested.graph.out_avals != (Aval((), dtypes.bool_),):
-        got = ", ".join(map(str, tested.graph.out_avals))
-        raise TypeError(f"while_loop: test must return one boolean scalar, got {got}")
+    _check_test(tested.graph.out_avals)
     avals = [x.aval for x in leaves]
     _check_state(treedef, avals, stepped.out_def, stepped.graph.out_avals)
     counts = (len(tested.captured), len(stepped.captured))
     captured = (*tested.captured, *stepped.captured)
     graphs = {"test": tested.graph, "step": stepped.graph}
     return tree.unflatten(treedef, bind(while_p, *captured, *leaves, counts=counts, **graphs))
+
+
+def _check_test(avals: Sequence[Aval]) -> None:
+    """Raise unless a test, traced or not, gives what can be true or false."""
+    if tuple(avals) != (Aval((), dtypes.bool_),):
+        got = ", ".join(map(str, avals))
+        raise TypeError(f"while_loop: test must return one boolean scalar, got {got}")
 
 
 def _check_state(

@@ -126,6 +126,12 @@ def going(state: dict[str, tl.Tensor]) -> tl.Tensor:
     ("call", "message"),
     [
         (lambda: tl.cond(1, lambda: 1, lambda: 2), "predicate is a boolean scalar, got int64"),
+        (lambda: tl.cond(True, 1, 2), r"cond: takes two functions .*\(tl.where .*, got 1"),
+        (lambda: tl.while_loop(going, 1, 2), "while_loop: test and step are functions .*, got 1"),
+        (
+            lambda: tl.while_loop(lambda s: s, lambda s: s, 1.0),
+            r"test must return one boolean scalar, got float32\[\]",
+        ),
         (lambda: tl.cond(tl.ones(2) > 0, lambda: 1, lambda: 2), r"got bool\[2\]"),
         (
             lambda: tl.jit(lambda p: tl.cond(p, lambda: 1.0, lambda: (1.0, 2.0)))(True),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import dtypes
-from ..core import Aval, Primitive, Tensor, Tracer, bind
+from ..core import Aval, Primitive, Tensor, Tracer, TracerError, bind
 from ..device import Device, current_device, get_device
 
 Shape = tuple[int, ...]
@@ -193,8 +193,9 @@ def _to_numpy(obj: Any, dtype: np.dtype | None) -> tuple[np.ndarray, bool]:
     except OverflowError as error:
         raise OverflowError(f"asarray: {error}") from None
     except ValueError as error:
+        why = "its rows differ in length" if "inhomogeneous" in str(error) else error
         raise ValueError(
-            f"asarray: cannot make a tensor of {type(obj).__name__}: {error}"
+            f"asarray: cannot make a tensor of this {type(obj).__name__}: {why}"
         ) from None
     return result, result is array and not nested and not isinstance(obj, np.generic)
 
@@ -406,25 +407,28 @@ def as_shape(shape: int | Shape) -> Shape:
         TypeError: it is neither an int nor a sequence of ints.
         ValueError: a size is negative.
     """
-    try:
-        sizes = integers(shape)
-    except TypeError:
-        raise TypeError(f"a shape is an int or a sequence of ints, got {shape!r}") from None
+    sizes = integers(shape, "a shape is an int or a sequence of ints")
     if any(n < 0 for n in sizes):
         raise ValueError(f"a shape has no negative sizes, got {tuple(sizes)}")
     return tuple(sizes)
 
 
-def integers(value: Any) -> list[int]:
+def integers(value: Any, rule: str) -> list[int]:
     """An integer, or a sequence or one-dimensional array of integers, as a list of Python ints.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: it is none of these, against the `rule`.
+        TracerError: it is traced.
     """
     if isinstance(value, int):
         return [int(value)]
     several = isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
-    return [operator.index(n) for n in (value if several else (value,))]
+    try:
+        return [operator.index(n) for n in (value if several else (value,))]
+    except TracerError:
+        raise
+    except TypeError:
+        raise TypeError(f"{rule}, got {value!r}") from None
 
 
 def _place(device: str | Device | None) -> Device:

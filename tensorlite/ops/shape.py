@@ -52,12 +52,7 @@ def _(args: list[Tensor], batched: list[bool], *, shape: Shape) -> Tensor:
 def reshape(x: Tensor, /, shape: int | Shape, *, copy: bool | None = None) -> Tensor:
     """`x` with another shape and the same elements in row-major order; one size may be -1."""
     x = asarray(x)
-    try:
-        sizes = integers(shape)
-    except TypeError:
-        raise TypeError(
-            f"reshape: the shape is an int or a sequence of ints, got {shape!r}"
-        ) from None
+    sizes = integers(shape, "reshape: the shape is an int or a sequence of ints")
     if sizes.count(-1) > 1:
         raise ValueError(f"reshape: only one size may be -1, got shape {tuple(sizes)}")
     if -1 in sizes:
@@ -466,10 +461,8 @@ def normalize_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> Axes
     """
     if axis is None:
         return tuple(range(ndim))
-    try:
-        given = integers(axis)
-    except TypeError:
-        raise TypeError(f"{op}: axis is an int, a sequence of ints or None, got {axis!r}") from None
+    rule = "axis is an int, a sequence of ints or None"
+    given = [axis] if type(axis) is int else integers(axis, f"{op}: {rule}")
     for a in given:
         if not -ndim <= a < ndim:
             raise np.exceptions.AxisError(f"{op}: axis {a} is out of range for {ndim} dimensions")
