@@ -343,6 +343,11 @@ class Primitive:
             raise NotImplementedError(f"{self.name} has no shape rule")
         return self.shape_rule(*avals, **params)
 
+    def title(self, params: dict[str, Any]) -> str:
+        """What people see in profiles and logs: the name, and those of the graphs it runs."""
+        names = [str(p.name) for p in params.values() if hasattr(p, "equations")]
+        return " ".join([self.name, *names])
+
     def __call__(self, *args: Tensor, **params: Any) -> Any:
         return bind(self, *args, **params)
 

@@ -39,8 +39,7 @@ class Launch(NamedTuple):
     @property
     def title(self) -> str:
         """The primitive, and the names of the graphs that it runs."""
-        names = [str(p.name) for p in self.params.values() if hasattr(p, "equations")]
-        return " ".join([self.prim.name, *names])
+        return self.prim.title(self.params)
 
 
 class Watcher:

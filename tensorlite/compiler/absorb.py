@@ -15,19 +15,18 @@ from ..core import Aval, Primitive
 from ..graph import Atom, Equation, Graph, Var
 from ..ops.activation import relu
 from ..ops.elementwise import add, sigmoid, tanh
+from .unregistered import Unregistered
 
 PostOp = tuple[Any, ...]
 _FUNCTIONS = {relu.prim: "relu", sigmoid.prim: "sigmoid", tanh.prim: "tanh"}
 
 
-class _Absorbed(Primitive):
-    """A primitive of the compiler: no function makes it, so no transform needs to know it."""
-
-    def register(self) -> None:
-        pass
+def _title(params: dict[str, Any]) -> str:
+    eqn: Equation = params["eqn"]
+    return "_".join([eqn.prim.name, *(post_op[0] for post_op in params["epilogue"])])
 
 
-absorbed_p = _Absorbed("absorbed")
+absorbed_p = Unregistered("absorbed", _title)
 
 
 @absorbed_p.shape
@@ -54,7 +53,7 @@ def absorb(
     for k, eqn in enumerate(graph.equations):
         if eqn.prim not in heavy or k in replaced:
             continue
-        chain = _chain(graph, eqn, reads, reader)
+        chain = _chain(graph, eqn, reads, {v: n for v, n in reader.items() if n not in replaced})
         while chain:
             whole = _whole(eqn, [link for _, link in chain], graph.equations[chain[-1][0]])
             if accepts(whole):

@@ -13,18 +13,18 @@ from ..jit import call_p
 from ..origin import Origin
 
 
-def inline(graph: Graph, lowered: Collection[Primitive]) -> Graph:
-    """`graph` without `call`, and without composites that are not in `lowered`."""
+def inline(graph: Graph, whole: Collection[Primitive] = ()) -> Graph:
+    """`graph` without `call`, and without composites that are not in `whole`."""
     equations: list[Equation] = []
     names: dict[Var, Atom] = dict(zip(graph.inputs, graph.inputs, strict=True))
-    outputs = _copy(graph, names, lowered, equations, _unchanged)
+    outputs = _copy(graph, names, whole, equations, _unchanged)
     return Graph(graph.inputs, equations, outputs, graph.name)
 
 
 def _copy(
     graph: Graph,
     names: dict[Var, Atom],
-    lowered: Collection[Primitive],
+    whole: Collection[Primitive],
     out: list[Equation],
     place: Callable[[Origin | None], Origin | None],
 ) -> list[Atom]:
@@ -36,11 +36,11 @@ def _copy(
 
     for eqn in graph.equations:
         inputs = tuple(map(read, eqn.inputs))
-        inner = _inner_graph(eqn, inputs, lowered)
+        inner = _inner_graph(eqn, inputs, whole)
         if inner is not None:
             within = _placing(eqn.prim, place(eqn.source))
             bound = dict(zip(inner.inputs, inputs, strict=True))
-            results = _copy(inner, bound, lowered, out, within)
+            results = _copy(inner, bound, whole, out, within)
             names.update(zip(eqn.outputs, results, strict=True))
         else:
             fresh = tuple(Var(v.aval) for v in eqn.outputs)
@@ -65,13 +65,13 @@ def _placing(prim: Primitive, outer: Origin | None) -> Callable[[Origin | None],
 
 
 def _inner_graph(
-    eqn: Equation, inputs: tuple[Atom, ...], lowered: Collection[Primitive]
+    eqn: Equation, inputs: tuple[Atom, ...], whole: Collection[Primitive]
 ) -> Graph | None:
     """The graph that `eqn` stands for, or None if it is to be run as it is."""
     prim: Any = eqn.prim
     if prim is call_p or prim is checkpoint_p:
         return eqn.params["graph"]
-    if isinstance(prim, Composite) and prim not in lowered and prim.numpy_rule is None:
+    if isinstance(prim, Composite) and prim not in whole:
         avals: list[Aval] = [atom.aval for atom in inputs]
         return prim.graph(*avals, **eqn.params)[0]
     return None

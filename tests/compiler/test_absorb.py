@@ -49,6 +49,12 @@ def test_a_residual_that_is_computed_later_comes_first() -> None:
     assert epilogues(graph) == [(("add", 2), ("tanh",))]
 
 
+def test_a_sum_of_two_products_goes_into_one_of_them() -> None:
+    graph = absorbed(lambda x, y: x @ y + y @ x, tl.ones((3, 3)), tl.ones((3, 3)))
+    assert sorted(names(graph)) == ["absorbed", "matmul"]
+    assert epilogues(graph) == [(("add", 2),)]
+
+
 def test_a_value_that_others_read_is_kept() -> None:
     def f(x: tl.Tensor, w: tl.Tensor, b: tl.Tensor) -> tuple[tl.Tensor, tl.Tensor]:
         y = nn.conv(x, w) + b

@@ -1,8 +1,13 @@
-"""Runs a graph on the CPU: the equations become a list of steps, each a kernel with the slots it
-reads, writes and may forget."""
+"""Runs a graph on the CPU: as a native program where there is a compiler, else through NumPy.
+
+The program is what `compile` makes. Through NumPy the equations become a list of steps, each a
+kernel with the slots it reads, writes and may forget.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +15,13 @@ import numpy as np
 
 from ... import observe
 from ...compiler.inline import inline
-from ...core import Primitive, Tensor
+from ...core import Primitive, Tensor, primitives
 from ...device import get_device, lowerings_of
 from ...graph import Atom, Equation, Graph, Var
 from ...ops.creation import transfer_p
+from ...threads import get_num_threads
+from . import llvm
+from .compile import compile_program
 from .quiet import nested
 
 
@@ -31,7 +39,7 @@ def compile_graph(
 ) -> Callable[..., tuple[np.ndarray, ...]]:
     """A function of the graph's inputs that returns its outputs, all NumPy arrays; if it is to be
     `watched`, it reports its steps."""
-    flat = inline(graph, lowerings)
+    flat = inline(graph, {p for p in primitives.values() if p.numpy_rule or p in lowerings})
     if observe.verbosity.level >= 2:
         observe.logger.debug(
             f"compile {graph.name} for the CPU: {len(graph.equations)} equations, "
@@ -79,17 +87,39 @@ def compile_graph(
 def executable(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:
     """The compiled `graph`, compiled at its first use. Under a watcher it reports its steps, or
     runs equation by equation as eager operations do."""
-    if observe.watchers:
-        if observe.is_stepwise():
-            return _equation_by_equation(graph)
-        if "cpu watched" not in graph.derived:
-            with observe.span(f"compile {graph.name}"):
-                compiled = compile_graph(graph, lowerings_of("cpu"), watched=True)
-            graph.derived["cpu watched"] = compiled
-        return graph.derived["cpu watched"]
-    if "cpu" not in graph.derived:
-        graph.derived["cpu"] = compile_graph(graph, lowerings_of("cpu"))
-    return graph.derived["cpu"]
+    if observe.watchers and observe.is_stepwise():
+        return _equation_by_equation(graph)
+    if not compiles_natively():
+        return _through_numpy(graph)
+    key = ("cpu", get_num_threads())
+    program = graph.derived.get(key)
+    if program is None:
+        with observe.span(f"compile {graph.name}"):
+            program = graph.derived[key] = compile_program(graph, lowerings_of("cpu"))
+    return program.run_watched if observe.watchers else program
+
+
+@functools.cache
+def compiles_natively() -> bool:
+    """Whether graphs become native programs: the compiler is there, and TENSORLITE_COMPILER does
+    not say "numpy".
+
+    Raises:
+        ValueError: TENSORLITE_COMPILER names no compiler.
+    """
+    chosen = os.environ.get("TENSORLITE_COMPILER", "llvm")
+    if chosen not in ("llvm", "numpy"):
+        raise ValueError(f'TENSORLITE_COMPILER is "llvm" or "numpy", got {chosen!r}')
+    return chosen == "llvm" and llvm.available()
+
+
+def _through_numpy(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:
+    watched = bool(observe.watchers)
+    key = "numpy watched" if watched else "numpy"
+    if key not in graph.derived:
+        with observe.span(f"compile {graph.name}"):
+            graph.derived[key] = compile_graph(graph, lowerings_of("cpu"), watched)
+    return graph.derived[key]
 
 
 def _equation_by_equation(graph: Graph) -> Callable[..., tuple[np.ndarray, ...]]:

@@ -1,0 +1,66 @@
+"""From a traced graph to a program: the passes of the CPU, in order.
+
+inline -> simplify -> absorb (epilogues) -> fuse (loop nests) -> launches and memory. Where the
+native compiler is missing, `executor` has NumPy run the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ... import observe
+from ...compiler.absorb import absorb, absorbed_p
+from ...compiler.fuse import fuse, nest_p
+from ...compiler.inline import inline
+from ...compiler.simplify import simplify, transposed_matmul_p
+from ...core import Primitive
+from ...graph import Equation, Graph
+from ...ops.conv import conv_input_grad_p, conv_p
+from ...ops.linalg import matmul_p
+from .onednn.matmul import plan_matmul
+from .onednn.plan import Plan, plan
+from .program import Builder, Program
+
+_PRODUCTS = (matmul_p, transposed_matmul_p)
+HEAVY = (conv_p, conv_input_grad_p, *_PRODUCTS)  # what may have an epilogue
+
+
+def compile_program(graph: Graph, lowerings: Mapping[Primitive, Callable[..., Any]]) -> Program:
+    """`graph` as a program for the CPU, for the number of threads that is set now."""
+    flat = inline(graph, ())
+    lean = simplify(flat)
+    plans: list[Plan] = []
+    absorbed = absorb(lean, HEAVY, lambda eqn: plan_for(eqn) is not None)
+    fused = fuse(absorbed)
+
+    def planned(eqn: Equation) -> Plan | None:
+        found = plan_for(eqn)
+        if found is not None:
+            plans.append(found)
+        return found
+
+    program = Program(Builder(fused, planned, lowerings), plans)
+    if observe.verbosity.level >= 2:
+        nests = sum(eqn.prim is nest_p for eqn in fused.equations)
+        python = len(program.python_sections())
+        observe.logger.debug(
+            f"compile {graph.name} for the CPU: {len(flat.equations)} equations after inlining, "
+            f"{len(lean.equations)} simplified, {len(absorbed.equations)} with epilogues, "
+            f"{len(fused.equations)} fused, {nests} of them loop nests; {len(program.launches)} "
+            f"launches, {python} of them in Python; {program.layout.size:,} bytes of memory"
+        )
+    return program
+
+
+def plan_for(eqn: Equation) -> Plan | None:
+    """How oneDNN runs an equation, or None."""
+    inner: Equation = eqn.params["eqn"] if eqn.prim is absorbed_p else eqn
+    epilogue = eqn.params["epilogue"] if eqn.prim is absorbed_p else ()
+    in_avals = [atom.aval for atom in eqn.inputs]
+    out_avals = [var.aval for var in eqn.outputs]
+    if inner.prim in _PRODUCTS:
+        return plan_matmul(
+            *in_avals[:2], out_avals[0], *in_avals[2:], **inner.params, epilogue=epilogue
+        )
+    return plan(inner.prim, in_avals, out_avals, inner.params, epilogue=epilogue)

@@ -1,0 +1,153 @@
+"""The native function that runs a step: a loop over a table of launches.
+
+Between two launches nothing runs in Python and nobody holds the GIL. A launch is a fused loop nest,
+called with a table of pointers, or a oneDNN primitive, executed with a table of arguments. Tables
+are made once; buffers that change from call to call (arguments and results) are written into them
+by `bind`, which is native too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import c_int32, c_int64, c_void_p
+
+import numpy as np
+
+from . import llvm
+
+# One line of a table of launches: (kind, number of arguments, function or primitive, arguments).
+LAUNCH = np.dtype(
+    [("kind", "<i4"), ("count", "<i4"), ("target", "<u8"), ("arguments", "<u8")], align=True
+)
+NEST, ONEDNN = 0, 1
+# One line of a table of what `bind` writes: where, and the number of the buffer.
+PATCH = np.dtype([("target", "<u8"), ("buffer", "<u8")])
+
+_IR = """
+; Runs launches first to end - 1. Returns -1, or the number of a launch whose primitive failed,
+; with its status in the upper half.
+define i64 @tensorlite_drive(ptr %launches, i64 %first, i64 %end, ptr %execute, ptr %stream) {
+entry:
+  br label %head
+head:
+  %i = phi i64 [ %first, %entry ], [ %next, %continue ]
+  %more = icmp slt i64 %i, %end
+  br i1 %more, label %body, label %done
+body:
+  %launch = getelementptr { i32, i32, ptr, ptr }, ptr %launches, i64 %i
+  %kind = load i32, ptr %launch
+  %count.at = getelementptr { i32, i32, ptr, ptr }, ptr %launch, i64 0, i32 1
+  %count = load i32, ptr %count.at
+  %target.at = getelementptr { i32, i32, ptr, ptr }, ptr %launch, i64 0, i32 2
+  %target = load ptr, ptr %target.at
+  %arguments.at = getelementptr { i32, i32, ptr, ptr }, ptr %launch, i64 0, i32 3
+  %arguments = load ptr, ptr %arguments.at
+  %is.nest = icmp eq i32 %kind, 0
+  br i1 %is.nest, label %nest, label %primitive
+nest:
+  call void %target(ptr %arguments)
+  br label %continue
+primitive:
+  %status = call i32 %execute(ptr %target, ptr %stream, i32 %count, ptr %arguments)
+  %failed = icmp ne i32 %status, 0
+  br i1 %failed, label %failure, label %continue
+continue:
+  %next = add i64 %i, 1
+  br label %head
+failure:
+  %wide = zext i32 %status to i64
+  %upper = shl i64 %wide, 32
+  %result = or i64 %upper, %i
+  ret i64 %result
+done:
+  ret i64 -1
+}
+
+; Writes the pointers of buffers into tables of pointers, and into oneDNN's memory objects. A buffer
+; is given as the place where its pointer is.
+define void @tensorlite_bind(ptr %cells, i64 %cell.count, ptr %memories, i64 %memory.count,
+                             ptr %buffers, ptr %set.handle) {
+entry:
+  br label %cell.head
+cell.head:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %cell.body ]
+  %more.cells = icmp slt i64 %i, %cell.count
+  br i1 %more.cells, label %cell.body, label %memory.head
+cell.body:
+  %cell = getelementptr { ptr, i64 }, ptr %cells, i64 %i
+  %cell.target = load ptr, ptr %cell
+  %cell.number.at = getelementptr { ptr, i64 }, ptr %cell, i64 0, i32 1
+  %cell.number = load i64, ptr %cell.number.at
+  %cell.buffer = getelementptr ptr, ptr %buffers, i64 %cell.number
+  %cell.place = load ptr, ptr %cell.buffer
+  %cell.pointer = load ptr, ptr %cell.place
+  store ptr %cell.pointer, ptr %cell.target
+  %i.next = add i64 %i, 1
+  br label %cell.head
+memory.head:
+  %j = phi i64 [ 0, %cell.head ], [ %j.next, %memory.body ]
+  %more.memories = icmp slt i64 %j, %memory.count
+  br i1 %more.memories, label %memory.body, label %done
+memory.body:
+  %memory = getelementptr { ptr, i64 }, ptr %memories, i64 %j
+  %memory.target = load ptr, ptr %memory
+  %memory.number.at = getelementptr { ptr, i64 }, ptr %memory, i64 0, i32 1
+  %memory.number = load i64, ptr %memory.number.at
+  %memory.buffer = getelementptr ptr, ptr %buffers, i64 %memory.number
+  %memory.place = load ptr, ptr %memory.buffer
+  %memory.pointer = load ptr, ptr %memory.place
+  call i32 %set.handle(ptr %memory.target, ptr %memory.pointer)
+  %j.next = add i64 %j, 1
+  br label %memory.head
+done:
+  ret void
+}
+"""
+
+
+@functools.cache
+def functions() -> tuple[ctypes._FuncPointer, ctypes._FuncPointer]:  # type: ignore[name-defined]
+    """`drive(launches, first, end, execute, stream)` and `bind(cells, count, memories, count,
+    buffers, set_handle)`; both give the GIL back while they run."""
+    drive, bind = llvm.compile_ir(_IR, ["tensorlite_drive", "tensorlite_bind"])
+    return (
+        ctypes.CFUNCTYPE(c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p)(drive),
+        ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p)(bind),
+    )
+
+
+# A NumPy array is an object whose first field, behind the head that all objects have, is the
+# pointer to its data. Reading it there is ten times faster than asking the array for it.
+_HEAD = object.__basicsize__
+
+
+def _keeps_its_pointer_there() -> bool:
+    probe = np.empty(1)
+    there = ctypes.c_void_p.from_address(id(probe) + _HEAD).value
+    return there == probe.__array_interface__["data"][0]
+
+
+_direct = _keeps_its_pointer_there()
+
+
+class Pointers:
+    """Places of the pointers of `count` arrays, as `bind` wants them."""
+
+    def __init__(self, count: int):
+        self.table = (c_int64 * count)()
+        self._copies = (c_int64 * count)()
+
+    def set(self, arrays: list[np.ndarray]) -> None:
+        """Take the pointers of these arrays, which the caller keeps alive."""
+        if _direct:
+            self.table[:] = [id(array) + _HEAD for array in arrays]
+            return
+        self._copies[:] = [array.__array_interface__["data"][0] for array in arrays]
+        start = ctypes.addressof(self._copies)
+        self.table[:] = [start + 8 * i for i in range(len(arrays))]
+
+
+def describe_failure(result: int) -> tuple[int, int]:
+    """The number of the launch and oneDNN's status, from what `drive` returned."""
+    return result & 0xFFFFFFFF, c_int32(result >> 32).value
