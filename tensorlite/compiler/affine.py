@@ -154,10 +154,10 @@ class Matching:
             return False
         before = dict(self.replaced), set(self._left), set(self._right)
         ours, theirs = _by_step(left), _by_step(right)
-        while ours and theirs:
-            if not self._meet(ours, theirs):
-                break
-        if not ours and not theirs:
+        met = True
+        while met and ours and theirs:
+            met = self._meet(ours, theirs)
+        if met and not ours and not theirs:
             return True
         self.replaced, self._left, self._right = before
         return False

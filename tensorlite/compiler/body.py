@@ -148,8 +148,11 @@ class Body:
         if rule is not None:
             result = rule(self, eqn, place, output)
         elif eqn.prim in folds:
+            fold = folds[eqn.prim]
             loop = tuple(map(self.axes.resolve, self._loops(number)))
-            result = folds[eqn.prim].rule(self, eqn, loop, output)
+            kept = [i for axis, i in enumerate(loop) if axis not in fold.axes(eqn)[1]]
+            assert Place(place.shape, kept).key == place.key, "a reduction of another nest"
+            result = fold.rule(self, eqn, loop, output)
         else:
             scalar: Any = eqn.prim
             args = [self.value(a, broadcast(self, place, a.aval.shape)) for a in eqn.inputs]
