@@ -16,6 +16,8 @@ from tensorlite.compiler.loops import Nest, Operand, Output, Recorder, Scalar, S
 
 from . import interpreter
 
+split = pytest.importorskip("tensorlite.backends.cpu.llvm.split")
+compile_module = pytest.importorskip("tensorlite.backends.cpu.llvm.compile")
 llvm = pytest.importorskip("tensorlite.backends.cpu.llvm")
 pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be compiled here")
 
@@ -127,3 +129,15 @@ def nests(draw: st.DrawFn) -> Nest:
 @given(nests())
 def test_like_the_interpreter(nest: Nest) -> None:
     check(nest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(nests())
+def test_split_into_stages(nest: Nest) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "LEAST_NANOSECONDS", 0.0)
+        patch.setattr(split, "PART", 16)
+        patch.setattr(split, "ENOUGH_UNITS", 1000)
+        patch.setattr(compile_module, "_addresses", {})
+        # The same nest may be known under this name as one function.
+        check(nest._replace(name="split"))

@@ -54,7 +54,12 @@ def canonical(nest: Nest) -> Canonical:
         return operand._replace(strides=tuple(operand.strides[a] for a in lasts))
 
     body = tuple(
-        i if i.op != "index" else _moved_index(i, place.get(i.attribute)) for i in nest.body
+        _moved_index(i, place.get(i.attribute))
+        if i.op == "index"
+        else _of_one_point(i)
+        if i.op == "reduce" and kept == len(shape)
+        else i
+        for i in nest.body
     )
     result = nest._replace(
         shape=shape,
@@ -92,6 +97,13 @@ def _moved_index(instruction: Instruction, axis: int | None) -> Instruction:
     if axis is None:  # an axis of one point
         return Instruction("constant", (), instruction.dtype, 0)
     return instruction._replace(attribute=axis)
+
+
+def _of_one_point(reduction: Instruction) -> Instruction:
+    """What a reduction is where there is one point to fold."""
+    if reduction.attribute == "argmax":
+        return Instruction("constant", (), reduction.dtype, 0)
+    return Instruction("cast", reduction.args, reduction.dtype)
 
 
 def _product(sizes: Any) -> int:

@@ -13,7 +13,6 @@ from ....compiler.loops import Nest
 from ....compiler.lower import lower
 from .axes import canonical
 from .engine import compile_text, machine
-from .plan import make_plan
 from .render import render
 from .text import Module
 
@@ -29,8 +28,10 @@ def compile_nests(nests: Sequence[Nest]) -> list[int]:
     if fresh:
         module, names = Module(), []
         for key, nest in fresh.items():
-            names.append(f"nest_{hashlib.sha256(repr(key).encode()).hexdigest()[:20]}")
-            render(module, names[-1], make_plan(canonical(lower(nest)), machine().register_bytes))
+            names.append(
+                f"nest_{hashlib.sha256((nest.name + repr(key)).encode()).hexdigest()[:20]}"
+            )
+            render(module, names[-1], canonical(lower(nest)), machine().register_bytes)
         found = compile_text(str(module), names)
         _addresses.update(zip(fresh, found, strict=True))
     return [_addresses[key] for key in keys]

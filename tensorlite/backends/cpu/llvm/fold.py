@@ -30,7 +30,14 @@ _NUMBER = dtypes.int32  # of points, for argmax
 class Folds:
     """The reductions at `positions`, all of one pass."""
 
-    def __init__(self, function: Function, plan: Plan, positions: Sequence[int], copies: int):
+    def __init__(
+        self,
+        function: Function,
+        plan: Plan,
+        positions: Sequence[int],
+        copies: int,
+        blocked: bool,
+    ):
         self.function = function
         self.plan = plan
         self.positions = list(positions)
@@ -39,7 +46,9 @@ class Folds:
         self.copies = plan.copies if self.across else copies
         self.lanes = plan.lanes
         self.numbered = any(self._kind(p) == "argmax" for p in self.positions)
+        self.blocked = blocked  # `flush` is called now and then
         self._slots: dict[tuple[int, int], str] = {}
+        self._block_sums: dict[tuple[int, int], str] = {}
         self._number_slots: dict[tuple[int, int], str] = {}
 
     def _kind(self, position: int) -> str:
@@ -58,6 +67,10 @@ class Folds:
                 slot = self.function.slot(kind)
                 self._slots[position, copy] = slot
                 self.function.line(f"store {kind} {start}, ptr {slot}")
+                if self._is_blocked(position):
+                    slot = self.function.slot(kind)
+                    self._block_sums[position, copy] = slot
+                    self.function.line(f"store {kind} {start}, ptr {slot}")
                 if self._kind(position) == "argmax":
                     numbers = register_type(_NUMBER, self.lanes)
                     slot = self.function.slot(numbers)
@@ -90,6 +103,21 @@ class Folds:
         function.line(f"store {kind} {after}, ptr {slot}")
         function.line(f"store {numbers} {best}, ptr {number_slot}")
 
+    def _is_blocked(self, position: int) -> bool:
+        return self.blocked and self._kind(position) == "sum" and self._dtype(position).kind == "f"
+
+    def flush(self) -> None:
+        """Add the sums of a block to those of all blocks."""
+        for (position, copy), slot in self._block_sums.items():
+            dtype = self._dtype(position)
+            kind, block = register_type(dtype, self.lanes), self._slots[position, copy]
+            total = self.function.value(f"load {kind}, ptr {slot}")
+            part = self.function.value(f"load {kind}, ptr {block}")
+            after = _combined(Place(self.function, self.lanes), "sum", dtype, total, part)
+            zero = literal(0, dtype, self.lanes)
+            self.function.line(f"store {kind} {after}, ptr {slot}")
+            self.function.line(f"store {kind} {zero}, ptr {block}")
+
     def _lane_numbers(self, first: str) -> str:
         """The numbers of the points in the lanes."""
         if self.lanes == 1:
@@ -111,8 +139,9 @@ class Folds:
         for position in self.positions:
             dtype = self._dtype(position)
             kind = register_type(dtype, self.lanes)
+            slots = self._block_sums if self._is_blocked(position) else self._slots
             values = [
-                self.function.value(f"load {kind}, ptr {self._slots[position, c]}")
+                self.function.value(f"load {kind}, ptr {slots[position, c]}")
                 for c in range(self.copies)
             ]
             numbers: list[str] = []

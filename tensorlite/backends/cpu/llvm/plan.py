@@ -12,6 +12,7 @@ from .axes import Canonical, Variation, access_stride, variation
 
 UNIT = 4096  # points that a thread takes at a time, or a little more
 TILE = 16  # points along the second axis of a tile, when axes are permuted
+MOST_SIDE_BY_SIDE = 512  # points, a multiple of all numbers of lanes and copies
 _HARD = 10.0  # cost of an access that is no vector load, in vector loads
 
 
@@ -81,13 +82,15 @@ def make_plan(source: Canonical, register_bytes: int, partition: Partition | Non
     reduced = nest.reduced
     varies = variation(nest, reduced)
     lanes = register_bytes // _itemsize(nest, varies)
-    fixed = {0} if partition is not None else set()
+    fixed: set[int] = set()
+    if partition is not None:
+        fixed = {0} if partition.size % MOST_SIDE_BY_SIDE == 0 else {0, partition.axis}
     candidates = [a for a in range(rank) if a not in fixed and nest.shape[a] > 1]
     vector = min(candidates, key=lambda a: (_cost(nest, varies, a, lanes), -a), default=-1)
     kept = [a for a in range(rank) if a not in reduced]
     inner = [a for a in reduced if a != vector]
     outer = [a for a in kept if a != vector]
-    tile = None
+    tile: int | None = None
     if vector in reduced:
         inner.append(vector)
     elif vector >= 0:
@@ -100,6 +103,8 @@ def make_plan(source: Canonical, register_bytes: int, partition: Partition | Non
     depth, passes = _depths(nest, varies, inner, reduced)
     copies = 1 if vector < 0 else _copies(nest, vector, inner, lanes)
     shared, block = _share(nest, outer, inner, tile, vector, lanes * copies)
+    if partition is not None:
+        shared, block = 0, 1
     return Plan(
         nest,
         numbers,
@@ -195,7 +200,12 @@ def _copies(nest: Nest, vector: int, inner: Sequence[int], lanes: int) -> int:
     if not folds:
         return 1
     work = sum(i.op not in ("constant", "index", "reduce") for i in nest.body)
-    return max(1, min(vectors, 8 // folds, 64 // max(work, 1), 8))
+    return _power_of_two(min(vectors, 8 // folds, 64 // max(work, 1), 8))
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest power of two that is not above `limit`, and 1 at least."""
+    return 1 << max(limit.bit_length() - 1, 0) if limit > 0 else 1
 
 
 def _share(

@@ -12,17 +12,46 @@ from contextlib import ExitStack
 from typing import Any
 
 from ....compiler.loops import Nest
+from .axes import Canonical
 from .fold import Folds
 from .plan import Plan, estimate
-from .text import Function, Module
+from .split import make_stages
+from .text import Function, Module, register_type
 from .values import Values, first_lanes
 
 # Nanoseconds of work below which a second thread costs more than it saves.
 PARALLEL_NANOSECONDS = 8000.0
+SUM_BLOCK = 64  # additions one after the other
+BUFFER_BYTES = 1 << 16  # for values that stay between passes
+
+Bounds = dict[int, tuple[str, str]]
 
 
-def render(module: Module, name: str, plan: Plan) -> None:
-    """Add the functions of a plan to a module, the one to call as `name`."""
+def render(module: Module, name: str, source: Canonical, register_bytes: int) -> None:
+    """Add the functions of a nest to a module, the one to call as `name`."""
+    stages, temporaries = make_stages(source, register_bytes)
+    if len(stages) == 1:
+        _render_plan(module, name, stages[0].plan)
+        return
+    for number, stage in enumerate(stages):
+        _render_plan(module, f"{name}.{number}", stage.plan)
+    function = Function(module, f"define void @{name}(ptr %buffers)")
+    count = len(source.nest.inputs) + len(source.nest.outputs)
+    pointers = []
+    for number in range(count):
+        at = function.value(f"getelementptr ptr, ptr %buffers, i64 {number}")
+        pointers.append(function.value(f"load ptr, ptr {at}"))
+    pointers += [function.slot("i8", size, align=64) for size in temporaries]
+    for number, stage in enumerate(stages):
+        arguments = function.slot("ptr", len(stage.buffers))
+        for place, buffer in enumerate(stage.buffers):
+            at = function.value(f"getelementptr ptr, ptr {arguments}, i64 {place}")
+            function.line(f"store ptr {pointers[buffer]}, ptr {at}")
+        function.line(f"call void @{name}.{number}(ptr {arguments})")
+    function.finish()
+
+
+def _render_plan(module: Module, name: str, plan: Plan) -> None:
     _Units(module, name, plan).write()
     units = plan.units
     if units == 1 or estimate(plan) < PARALLEL_NANOSECONDS:
@@ -60,6 +89,7 @@ class _Units(Values):
         super().__init__(Function(module, header), plan)
         self.live = _live(self.nest)
         self.level = [self._level(i) for i in range(len(self.nest.body))]
+        self._choose_buffered()
 
     # ---- structure -----------------------------------------------------------------------
 
@@ -84,11 +114,12 @@ class _Units(Values):
             self._set(("pointer", number), self.function.value(f"load ptr, ptr {at}"))
             self._set(("offset", number), str(operand.offset))
         self._set(("offset", "number"), "0")
+        self._set(("offset", "row"), "0")
 
-    def _decode(self, unit: str) -> dict[int, tuple[str, str]]:
+    def _decode(self, unit: str) -> Bounds:
         """The bounds of the axes that a unit runs over in part."""
         function, plan, shape = self.function, self.plan, self.nest.shape
-        bounds: dict[int, tuple[str, str]] = {}
+        bounds: Bounds = {}
         rest = unit
         if plan.shared is not None:
             blocks = -(-shape[plan.shared] // plan.block)
@@ -112,7 +143,7 @@ class _Units(Values):
     def _smaller(self, x: str, y: str) -> str:
         return self.function.call("i64", "llvm.smin.i64", ("i64", x), ("i64", y))
 
-    def _outer_loops(self, axes: list[int], bounds: dict[int, tuple[str, str]]) -> None:
+    def _outer_loops(self, axes: list[int], bounds: Bounds) -> None:
         if not axes:
             self._block(bounds)
             return
@@ -140,7 +171,8 @@ class _Units(Values):
         """Add a position to what is known of the addresses of all operands."""
         function = self.function
         moves: list[tuple[Any, int]] = [(n, o.strides[axis]) for n, o in enumerate(self.operands)]
-        for number, stride in [*moves, ("number", self.plan.numbers[axis])]:
+        moves += [("number", self.plan.numbers[axis]), ("row", self._row_stride(axis))]
+        for number, stride in moves:
             if stride != 0:
                 move = function.integer("mul", index, str(stride))
                 before = self._get(("offset", number))
@@ -171,21 +203,18 @@ class _Units(Values):
 
     # ---- passes --------------------------------------------------------------------------
 
-    def _block(self, bounds: dict[int, tuple[str, str]]) -> None:
+    def _block(self, bounds: Bounds) -> None:
         """All passes at one point, or one group of vectors, of the kept axes."""
         plan = self.plan
         self.scopes.append({})
         for number in range(plan.passes):
+            self.number = number
             self._kept_values(number)
-            folds = self._folds(number)
-            outputs = [
-                i
-                for i, o in enumerate(self.nest.outputs)
-                if plan.is_inner_output(i) and plan.depth[o.value] == number
-            ]
-            if folds.positions or outputs:
-                folds.begin()
-                self._inner_loops(list(plan.inner), bounds, number, folds, outputs)
+            folded, outputs = self._roots(number)
+            if folded or outputs:
+                blocked = self._blocked_axis(folded)
+                folds = Folds(self.function, plan, folded, self.copies, blocked is not None)
+                self._inner_loops(bounds, folds, outputs, blocked)
                 for position, values in folds.finish().items():
                     for copy, value in enumerate(values):
                         self._set((position, copy), value)
@@ -195,14 +224,18 @@ class _Units(Values):
                 self._store(len(self.nest.inputs) + i, output)
         self.scopes.pop()
 
-    def _folds(self, number: int) -> Folds:
-        nest, plan = self.nest, self.plan
-        positions = [
-            i
-            for i in self.live
-            if nest.body[i].op == "reduce" and plan.depth[nest.body[i].args[0]] == number
+    def _roots(self, number: int) -> tuple[list[int], list[int]]:
+        """The reductions of a pass, and which outputs it writes at inner points."""
+        body, depth = self.nest.body, self.plan.depth
+        folded = [
+            i for i in self.live if body[i].op == "reduce" and depth[body[i].args[0]] == number
         ]
-        return Folds(self.function, plan, positions, self.copies)
+        outputs = [
+            i
+            for i, o in enumerate(self.nest.outputs)
+            if self.plan.is_inner_output(i) and depth[o.value] == number
+        ]
+        return folded, outputs
 
     def _kept_values(self, number: int) -> None:
         """What can be computed of the kept values when that many passes are done."""
@@ -211,41 +244,71 @@ class _Units(Values):
             if not known and self.plan.depth[i] == number and number > 0:
                 self._compute(i)
 
-    def _inner_loops(
-        self,
-        axes: list[int],
-        bounds: dict[int, tuple[str, str]],
-        number: int,
-        folds: Folds,
-        outputs: Sequence[int],
-    ) -> None:
-        wanted = self._wanted(folds.positions, outputs)
-        partition = self.plan.partition
+    def _blocked_axis(self, folded: Sequence[int]) -> int | None:
+        """The inner axis along which sums of floats are added up in blocks of about SUM_BLOCK, the
+        sums of which are then added: fewer roundings in a row."""
+        plan, body = self.plan, self.nest.body
+        if not any(body[i].attribute == "sum" and body[i].dtype.kind == "f" for i in folded):
+            return None
+        steps = []
+        for axis in plan.inner:
+            cut = plan.partition is not None and plan.partition.axis == axis
+            extent = plan.partition.size if plan.partition and cut else self.nest.shape[axis]
+            wide = plan.lanes * plan.copies if axis == plan.vector else 1
+            steps.append(-(-extent // wide))
+        if math.prod(steps) <= 4 * SUM_BLOCK:
+            return None
+        inside = 1
+        for axis, count in zip(reversed(plan.inner), reversed(steps), strict=True):
+            inside *= count
+            if inside >= SUM_BLOCK:
+                return axis
+        return None
 
-        def run(rest: list[int]) -> None:
+    def _inner_loops(
+        self, bounds: Bounds, folds: Folds, outputs: Sequence[int], blocked: int | None
+    ) -> None:
+        """One pass over the inner axes."""
+        plan, function = self.plan, self.function
+        wanted = self._wanted(folds.positions, outputs)
+        folds.begin()
+
+        def run(rest: Sequence[int]) -> None:
             if not rest:
                 self._point(folds, outputs)
                 return
             axis = rest[0]
-            low, high = bounds.get(axis, ("0", str(self.nest.shape[axis])))
-            if partition is not None and partition.axis == axis:
-                part = self.indices[0]
-                low, high = self._block_bounds(part, partition.size, self.nest.shape[axis])
+            low, high = self._inner_bounds(axis, bounds)
+            if axis != blocked:
+                loop(axis, low, high, rest[1:])
+                return
+            size = SUM_BLOCK * (plan.lanes * plan.copies if axis == plan.vector else 1)
+            with function.loop(low, high, size) as start:
+                end = self._smaller(function.integer("add", start, str(size)), high)
+                loop(axis, start, end, rest[1:])
+                folds.flush()
 
+        def loop(axis: int, low: str, high: str, rest: Sequence[int]) -> None:
             def body() -> None:
                 level = self.order.index(axis)
                 for i in wanted:
                     if self.level[i] == level:
                         self._compute(i)
-                run(rest[1:])
+                run(rest)
 
-            if axis == self.plan.vector:
+            if axis == plan.vector:
                 self._vector_loop(axis, low, high, body)
                 return
-            with self.function.loop(low, high) as index:
+            with function.loop(low, high) as index:
                 self._at(axis, index, body)
 
-        run(axes)
+        run(plan.inner)
+
+    def _inner_bounds(self, axis: int, bounds: Bounds) -> tuple[str, str]:
+        partition = self.plan.partition
+        if partition is not None and partition.axis == axis:
+            return self._block_bounds(self.indices[0], partition.size, self.nest.shape[axis])
+        return bounds.get(axis, ("0", str(self.nest.shape[axis])))
 
     def _wanted(self, folded: Sequence[int], outputs: Sequence[int]) -> list[int]:
         """The values at inner points that folds and outputs of a pass need, in order."""
@@ -256,7 +319,8 @@ class _Units(Values):
             i = stack.pop()
             if i not in seen and self.plan.is_inner(i):
                 seen.add(i)
-                stack.extend(nest.body[i].args)
+                if not self._is_buffered(i):
+                    stack.extend(nest.body[i].args)
         return sorted(seen)
 
     def _point(self, folds: Folds, outputs: Sequence[int]) -> None:
@@ -270,13 +334,47 @@ class _Units(Values):
                 )
             for position in folds.positions:
                 argument = self.nest.body[position].args[0]
-                if folds.lanes == 1:
-                    value = self._scalar(argument, copy)
-                else:
-                    value = self._vector(argument, copy)
+                value = self._vector(argument, copy)
                 folds.add(position, copy, value, mask, number)
         for i in outputs:
             self._store(len(self.nest.inputs) + i, self.nest.outputs[i])
+
+    # ---- values that stay for later passes -----------------------------------------------
+
+    def _choose_buffered(self) -> None:
+        """Find the values that a later pass should load from a buffer rather than compute again:
+        those with much arithmetic, if what a thread runs through at a time stays in its cache."""
+        plan = self.plan
+        if plan.vector not in plan.inner:
+            return
+        wanted = []
+        for number in range(plan.passes):
+            wanted.append(set(self._wanted(*self._roots(number))))
+            stack = [i for i in wanted[-1] if plan.depth[i] < number]
+            for i in sorted(stack, reverse=True):
+                computed = i in wanted[plan.depth[i]]
+                if computed and self.nest.body[i].dtype.kind == "f" and self._cost(i) >= 8:
+                    self.number = number
+                    self.buffers[i] = ""
+                    wanted[-1] = set(self._wanted(*self._roots(number)))
+        size = math.prod(self._row_extents())
+        if size * sum(self.nest.body[i].dtype.itemsize for i in self.buffers) > BUFFER_BYTES:
+            self.buffers.clear()
+        for i in self.buffers:
+            self.buffers[i] = self.function.slot(register_type(self.nest.body[i].dtype), size, 64)
+
+    def _cost(self, position: int) -> int:
+        """How many instructions compute a value at an inner point."""
+        seen: set[int] = set()
+        stack = [position]
+        while stack:
+            i = stack.pop()
+            if i not in seen and self.plan.is_inner(i):
+                seen.add(i)
+                stack.extend(self.nest.body[i].args)
+        return len(seen)
+
+    # ---- levels --------------------------------------------------------------------------
 
     def _level(self, position: int) -> int:
         """The loop in which a value is computed: the innermost along which it differs."""

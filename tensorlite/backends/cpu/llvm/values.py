@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +32,18 @@ class Values:
         self.copies = plan.copies  # of the loop over vectors that is open
         self.mask: str | None = None  # of the last copy
         self.indices: dict[int, str] = {}
+        self.number = 0  # of the pass
+        self.buffers: dict[int, str] = {}  # of values that stay for later passes
 
     # ---- values --------------------------------------------------------------------------
 
     def _compute(self, position: int) -> None:
         op, args, dtype, attribute = self.nest.body[position]
         plan = self.plan
+        if self._is_buffered(position):
+            for copy in range(self.copies):
+                self._set((position, copy), self._from_buffer(position, copy))
+            return
         if op == "constant":
             self._set((position, 0), literal(attribute, dtype))
             return
@@ -61,7 +68,10 @@ class Values:
         for copy in range(self.copies):
             vectors = [self._vector(a, copy) for a in args]
             place = Place(self.function, plan.lanes)
-            self._set((position, copy), apply(place, op, attribute, dtype, operands, vectors))
+            value = apply(place, op, attribute, dtype, operands, vectors)
+            self._set((position, copy), value)
+            if position in self.buffers:
+                self._to_buffer(position, copy, value)
 
     def _narrowed(self, index: str, dtype: np.dtype[Any]) -> str:
         if dtype == dtypes.int64 or not index.startswith("%"):
@@ -125,9 +135,49 @@ class Values:
         vector_axis = self.plan.vector
         if vector_axis < 0:
             return offset
-        strides = self.plan.numbers if number == "number" else self.operands[number].strides
-        move = strides[vector_axis] * copy * self.plan.lanes
+        if number == "row":
+            stride = 1
+        elif number == "number":
+            stride = self.plan.numbers[vector_axis]
+        else:
+            stride = self.operands[number].strides[vector_axis]
+        move = stride * copy * self.plan.lanes
         return self.function.integer("add", offset, str(move))
+
+    def _row_extents(self) -> list[int]:
+        """The inner axes, the vector axis filled up to whole groups of vectors."""
+        extents = [self.nest.shape[a] for a in self.plan.inner]
+        if self.plan.vector in self.plan.inner:
+            step = self.plan.lanes * self.plan.copies
+            extents[-1] = -(-extents[-1] // step) * step
+        return extents
+
+    def _row_stride(self, axis: int) -> int:
+        """How far apart neighbours along an axis are in buffers between passes."""
+        if axis not in self.plan.inner or not self.buffers:
+            return 0
+        return math.prod(self._row_extents()[self.plan.inner.index(axis) + 1 :])
+
+    def _is_buffered(self, position: int) -> bool:
+        """Whether an earlier pass has left a value."""
+        return position in self.buffers and self.plan.depth[position] < self.number
+
+    def _buffer_place(self, position: int, copy: int) -> tuple[str, str, int]:
+        """(type, pointer, alignment) of a vector in a buffer."""
+        dtype = self.nest.body[position].dtype
+        offset = self._copied_offset("row", copy)
+        kind = register_type(dtype)
+        slot = self.buffers[position]
+        at = self.function.value(f"getelementptr {kind}, ptr {slot}, i64 {offset}")
+        return register_type(dtype, self.plan.lanes), at, dtype.itemsize * self.plan.lanes
+
+    def _to_buffer(self, position: int, copy: int, value: str) -> None:
+        kind, at, alignment = self._buffer_place(position, copy)
+        self.function.line(f"store {kind} {value}, ptr {at}, align {alignment}")
+
+    def _from_buffer(self, position: int, copy: int) -> str:
+        kind, at, alignment = self._buffer_place(position, copy)
+        return self.function.value(f"load {kind}, ptr {at}, align {alignment}")
 
     def _pointer(self, number: int, offset: str) -> str:
         kind = memory_type(self.operands[number].dtype)
