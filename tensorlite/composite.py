@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from . import dtypes, tree
+from .arguments import check_function
 from .boxes import Box, flat_vjp
 from .checkpoint_policies import Policy, name_p, save_names, save_nothing
 from .core import Aval, Primitive, Tensor, bind, exactly
@@ -97,10 +98,11 @@ def checkpoint(
             `save_names("a", ...)`; or a hashable function of one's own of an equation of `f`.
 
     Raises:
-        TypeError: the policy is no such function.
+        TypeError: `f` or the policy is no such function.
     """
     if f is None:
         return functools.partial(checkpoint, policy=policy)
+    check_function("checkpoint", f)
     if not callable(policy) or getattr(policy, "__hash__", None) is None:
         raise TypeError(
             f"checkpoint: policy is a hashable function of an equation, got {policy!r}; see "

@@ -198,6 +198,7 @@ def test_static_arguments_of_custom_vjp_by_keyword() -> None:
         (lambda f: tl.custom_vjp(3), TypeError, "custom_vjp: takes a function"),
         (lambda f: tl.custom_vjp(cubed, "weight"), TypeError, "nondiff_argnums is an int"),
         (lambda f: tl.custom_vjp(cubed, 2), ValueError, "position 2, but .* has 2 positional"),
+        (lambda f: tl.checkpoint(3), TypeError, "checkpoint: takes a function"),
         (lambda f: tl.jacrev(3), TypeError, "jacrev: takes a function"),
         (lambda f: tl.jacfwd(3), TypeError, "jacfwd: takes a function"),
         (lambda f: tl.hessian(3), TypeError, "hessian: takes a function"),

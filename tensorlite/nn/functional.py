@@ -59,13 +59,15 @@ def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
 
     Raises:
         ValueError: `rate` is outside [0, 1).
-        TypeError: `x` is not floating-point.
+        TypeError: `x` is not floating-point, or `rate` is no number.
     """
     x = asarray(x)
     if x.dtype not in dtypes.FLOATS:
         raise TypeError(
             f"dropout: x is floating-point, got {x.aval}; convert with astype(tl.float32)"
         )
+    if not isinstance(rate, int | float):
+        raise TypeError(f"dropout: rate is a Python number in [0, 1), got {rate!r}")
     if not 0 <= rate < 1:
         raise ValueError(
             f"dropout: rate is the probability of dropping an element, in [0, 1), got {rate!r}"

@@ -336,7 +336,8 @@ def linspace(
     """`num` evenly spaced values from `start` to `stop`, which is included unless `endpoint` is
     False."""
     wanted = dtypes.default_float if dtype is None else dtypes.canonical(dtype)
-    return asarray(np.linspace(start, stop, num, endpoint=endpoint).astype(wanted), device=device)
+    count = _count("linspace: num", num)
+    return asarray(np.linspace(start, stop, count, endpoint=endpoint).astype(wanted), device=device)
 
 
 def eye(
@@ -350,7 +351,10 @@ def eye(
 ) -> Tensor:
     """Ones on the k-th diagonal, zeros elsewhere: shape (n_rows, n_cols), float32 by default."""
     wanted = dtypes.default_float if dtype is None else dtypes.canonical(dtype)
-    return asarray(np.eye(n_rows, n_cols, k=k, dtype=wanted), device=device)
+    rows = _count("eye: n_rows", n_rows)
+    columns = rows if n_cols is None else _count("eye: n_cols", n_cols)
+    diagonal = _integer("eye: k is an integer", k)
+    return asarray(np.eye(rows, columns, k=diagonal, dtype=wanted), device=device)
 
 
 def iota(shape: Shape, axis: int, dtype: np.dtype = dtypes.default_int) -> Tensor:
@@ -413,6 +417,13 @@ def as_shape(shape: int | Shape) -> Shape:
     return tuple(sizes)
 
 
+def _count(what: str, value: Any) -> int:
+    count = _integer(f"{what} is an integer of at least 0", value)
+    if count < 0:
+        raise ValueError(f"{what} is an integer of at least 0, got {count}")
+    return count
+
+
 def integers(value: Any, rule: str) -> list[int]:
     """An integer, or a sequence or one-dimensional array of integers, as a list of Python ints.
 
@@ -423,12 +434,17 @@ def integers(value: Any, rule: str) -> list[int]:
     if isinstance(value, int):
         return [int(value)]
     several = isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
+    return [_integer(rule, n, value) for n in (value if several else (value,))]
+
+
+def _integer(rule: str, n: Any, value: Any = None) -> int:
+    """`n`, which is one of `value`, as a Python int."""
     try:
-        return [operator.index(n) for n in (value if several else (value,))]
+        return operator.index(n)
     except TracerError:
         raise
     except TypeError:
-        raise TypeError(f"{rule}, got {value!r}") from None
+        raise TypeError(f"{rule}, got {n if value is None else value!r}") from None
 
 
 def _place(device: str | Device | None) -> Device:

@@ -332,11 +332,15 @@ def pad(x: Tensor, /, pad_width: Any, *, constant_values: float = 0) -> Tensor:
     """`x` with `constant_values` around it. `pad_width`: an int, a pair (low, high), or one pair
     for each axis."""
     x = asarray(x)
-    given = np.asarray(pad_width, dtype=np.int64)
-    if given.shape not in ((), (2,), (1, 2), (x.ndim, 2)) or (given < 0).any():
+    given = np.asarray(pad_width)
+    if (
+        given.dtype.kind not in "iu"
+        or given.shape not in ((), (2,), (1, 2), (x.ndim, 2))
+        or (given < 0).any()
+    ):
         raise ValueError(
             "pad: pad_width is an int, a pair (low, high) or one pair for each of the "
-            f"{x.ndim} axes of {x.aval}, none negative; got {pad_width}"
+            f"{x.ndim} axes of {x.aval}, none negative; got {pad_width!r}"
         )
     widths = np.broadcast_to(given, (x.ndim, 2))
     config = tuple((int(lo), int(hi), 0) for lo, hi in widths)

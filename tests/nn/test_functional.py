@@ -93,6 +93,11 @@ def test_dropout_keeps_the_mean() -> None:
     assert (y != nn.dropout(x, 0.25, random.key(2)).numpy()).any()
 
 
+def test_dropout_wants_a_number() -> None:
+    with pytest.raises(TypeError, match="dropout: rate is a Python number in .*, got 'half'"):
+        nn.dropout(tl.ones(2), "half", random.key(0))
+
+
 def test_dropout_has_the_gradient_of_its_mask_and_drops_nan() -> None:
     x = tl.asarray(np.linspace(1.0, 2.0, 64))
     y = nn.dropout(x, 0.5, random.key(0)).numpy()

@@ -238,6 +238,10 @@ def test_linspace_and_eye() -> None:
         (lambda: tl.ones((2, 1.0)), TypeError, r"a shape is .*, got \(2, 1.0\)"),
         (lambda: tl.empty(None), TypeError, r"a shape is .*, got None"),
         (lambda: tl.arange(0, 5, 0), ValueError, r"arange: step is 0"),
+        (lambda: tl.eye(2.5), TypeError, r"eye: n_rows is an integer .*, got 2.5"),
+        (lambda: tl.eye(2, -1), ValueError, r"eye: n_cols is an integer of at least 0, got -1"),
+        (lambda: tl.eye(2, k=0.5), TypeError, r"eye: k is an integer, got 0.5"),
+        (lambda: tl.linspace(0, 1, -1), ValueError, r"linspace: num .* at least 0, got -1"),
         (
             lambda: tl.jit(lambda n: tl.zeros(n))(3),
             tl.TracerError,

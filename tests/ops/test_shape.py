@@ -148,6 +148,8 @@ x = tl.zeros((2, 3))
         (lambda: tl.broadcast_to(x, (2, 2)), ValueError, r"broadcast_to: shapes \(2, 3\) and"),
         (lambda: tl.broadcast_to(x, (3,)), ValueError, r"\(2, 3\) does not broadcast to \(3,\)"),
         (lambda: tl.broadcast_arrays(x, tl.zeros(2)), ValueError, r"broadcast_arrays: shapes"),
+        (lambda: tl.pad(x, "same"), ValueError, r"pad: pad_width is an int.*; got 'same'"),
+        (lambda: tl.pad(x, 1.5), ValueError, r"pad: pad_width is an int.*; got 1.5"),
         (lambda: tl.pad(x, -1), ValueError, r"pad: .*none negative; got -1"),
         (lambda: tl.pad(x, [(1, 1)] * 3), ValueError, r"pad: .*the 2 axes of float32\[2,3\]"),
         (lambda: tl.concat([]), ValueError, r"concat: needs at least one"),
