@@ -9,8 +9,8 @@ they take turns (see `workers`). A copy reads and writes as many bytes as the ke
 faster of NumPy's by one thread and by all of them.
 
 Bars: PyTorch, the faster of both ways, takes at least 1.5 times as long as we do; and where the
-arrays fit into no cache, we take at most 1.3 times as long as the copy. Exits 1 if one is missed, or
-if results differ.
+arrays fit into no cache, we take at most 1.3 times as long as the copy. Exits 1 if one is missed,
+or if results differ.
 """
 
 from __future__ import annotations

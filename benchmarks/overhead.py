@@ -1,9 +1,9 @@
 """What the engine adds to NumPy: microseconds for each eager operation, each step of `grad`, and
-each jitted call.
+each jitted call; beside PyTorch and JAX, where `make peers` has installed them.
 
 Everything runs on arrays so small that the arithmetic is free, so that what is left is overhead.
 Each figure is the median of many rounds; NumPy and tensorlite take turns, so that whatever else the
-machine does falls on both.
+machine does falls on both. PyTorch and JAX run on one thread, in processes of their own.
 
     python benchmarks/overhead.py [--rounds 200]
 
@@ -11,19 +11,22 @@ Prints the medians beside the bars of this project. Exits 1 if one is missed.
 """
 
 import argparse
-import statistics
+import contextlib
+import pathlib
 import sys
-from collections.abc import Callable
-from time import perf_counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-import tensorlite as tl
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-CALLS = 200  # in one round, so that reading the clock costs nothing
-CHAIN = 50  # operations in the function that is differentiated
-LEAVES = 20  # arguments of the jitted function
+import tensorlite as tl
+from benchmarks.overheads import CHAIN, LEAVES, alternate, over_numpy, per_operation
+from benchmarks.workers import Worker, interpreter
+
+PEERS = ("torch", "jax")
+NOT_MEASURED = {("torch", "jitted_call")}  # see overheads/in_torch.py
 
 
 def main() -> int:
@@ -34,34 +37,52 @@ def main() -> int:
     if rounds < 1:
         parser.error(f"--rounds must be at least 1, not {rounds}")
 
+    peers = [name for name in PEERS if interpreter(name)]
+    names = "".join(f"{name:>10}" for name in peers)
+    print(f"{'microseconds':58} {'ours':>7}   {'':22}{names}".rstrip())
     missed = False
-    for name, measure, bar in (
-        ("an elementwise operation on 10 elements, over NumPy", elementwise, 2.0),
-        ("the same with a Python scalar, over NumPy", with_a_scalar, 2.0),
-        ("an operation under grad, forward and backward, over eager", gradient, 5.0),
-        (f"a jitted call with {LEAVES} leaves", jitted_call, 25.0),
-    ):
-        taken = measure(rounds)
-        missed |= taken > bar
-        verdict = "met" if taken <= bar else "MISSED"
-        print(f"{name:58} {taken:7.2f} us   (bar {bar:g}, {verdict})")
+    with started(peers) as workers:
+        for name, measure, bar in (
+            ("an elementwise operation on 10 elements, over NumPy", elementwise, 2.0),
+            ("the same with a Python scalar, over NumPy", with_a_scalar, 2.0),
+            ("an operation under grad, forward and backward, over eager", gradient, 5.0),
+            (f"a jitted call with {LEAVES} leaves", jitted_call, 25.0),
+        ):
+            taken = measure(rounds)
+            missed |= taken > bar
+            verdict = f"(bar {bar:g}, {'met' if taken <= bar else 'MISSED'})"
+            theirs = "".join(ask(worker, measure.__name__, rounds) for worker in workers)
+            print(f"{name:58} {taken:7.2f} us   {verdict:19}{theirs}".rstrip())
     return 1 if missed else 0
+
+
+@contextlib.contextmanager
+def started(peers: list[str]) -> Iterator[list[Worker]]:
+    """A worker with one thread for each peer."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Worker(name, f"overheads.in_{name}", 1)) for name in peers]
+
+
+def ask(worker: Worker, case: str, rounds: int) -> str:
+    """What a peer takes, ten characters wide."""
+    if (worker.framework, case) in NOT_MEASURED:
+        return f"{'-':>10}"
+    worker.ask(build="build_case", arguments={"case": case, "rounds": rounds})
+    return f"{worker.ask(run=1)['values'][0]:10.2f}"
 
 
 def elementwise(rounds: int) -> float:
     """Microseconds that `x + y` takes more than NumPy's."""
     a = np.arange(10, dtype=np.float32)
     x = tl.asarray(a)
-    ours, numpys = alternate(rounds, lambda: x + x, lambda: a + a)
-    return ours - numpys
+    return over_numpy(rounds, lambda: x + x, lambda: a + a)
 
 
 def with_a_scalar(rounds: int) -> float:
     """Microseconds that `x * 2.0` takes more than NumPy's."""
     a = np.arange(10, dtype=np.float32)
     x = tl.asarray(a)
-    ours, numpys = alternate(rounds, lambda: x * 2.0, lambda: a * 2.0)
-    return ours - numpys
+    return over_numpy(rounds, lambda: x * 2.0, lambda: a * 2.0)
 
 
 def gradient(rounds: int) -> float:
@@ -83,8 +104,7 @@ def gradient(rounds: int) -> float:
             _ = x + x  # the two cotangents of x meet
 
     differentiate = tl.grad(chain)
-    ours, eager = alternate(rounds, lambda: differentiate(x), work, calls=max(1, CALLS // CHAIN))
-    return (ours - eager) / CHAIN
+    return per_operation(rounds, lambda: differentiate(x), work)
 
 
 def jitted_call(rounds: int) -> float:
@@ -92,18 +112,6 @@ def jitted_call(rounds: int) -> float:
     leaves = {f"layer{i}": tl.asarray(np.ones(10, np.float32)) for i in range(LEAVES)}
     f = tl.jit(lambda tree: tree)
     return alternate(rounds, lambda: f(leaves))[0]
-
-
-def alternate(rounds: int, *functions: Callable[[], Any], calls: int = CALLS) -> list[float]:
-    """The median microseconds of a call of each function; rounds of them take turns."""
-    taken: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
-        for function, times in zip(functions, taken, strict=True):
-            start = perf_counter()
-            for _ in range(calls):
-                function()
-            times.append((perf_counter() - start) / calls * 1e6)
-    return [statistics.median(times) for times in taken]
 
 
 if __name__ == "__main__":

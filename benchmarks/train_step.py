@@ -221,10 +221,10 @@ def print_table(configuration: Configuration, results: Results) -> None:
     """One line for each contestant."""
     print(f"\n{configuration}")
     print(f"{'':20}{'step ms':>10}{'ratio':>8}{'peak MiB':>10}{'first s':>9}{'loss':>11}")
-    ours = results[OURS].step if OURS in results else float("nan")
     for name, result in results.items():
+        ratio = f"{result.step / results[OURS].step:.2f}" if OURS in results else "-"
         print(
-            f"{name:20}{result.step * 1e3:10.2f}{result.step / ours:8.2f}{result.memory:10.0f}"
+            f"{name:20}{result.step * 1e3:10.2f}{ratio:>8}{result.memory:10.0f}"
             f"{result.first:9.2f}{result.losses[-1]:11.6f}"
         )
 
@@ -274,7 +274,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", default=",".join(definitions.MODELS), help="default: %(default)s")
     add("--batch", default="32,128", help="sizes of a batch (default: %(default)s)")
-    add("--threads", default="1,2", help="numbers of threads (default: %(default)s)")
+    processors = len(os.sched_getaffinity(0))
+    usual = "1,2" if processors > 1 else "1"
+    add("--threads", default=usual, help="numbers of threads (default: %(default)s)")
     add("--peers", help=f"of {', '.join(PEERS)}; default: all that have an environment")
     add("--rounds", type=int, default=10, help="turns of each (default: %(default)s)")
     add("--precision", choices=["f32", "bf16"], default="f32")
@@ -292,7 +294,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--batch and --threads are integers with commas between them: {error}")
     if any(size < 2 or size % 2 for size in args.batch):
         parser.error(f"--batch: sizes are even and positive, got {args.batch}")
-    processors = len(os.sched_getaffinity(0))
     if any(not 1 <= number <= processors for number in args.threads):
         parser.error(f"--threads: between 1 and the {processors} processors here")
     if args.rounds < 1:
