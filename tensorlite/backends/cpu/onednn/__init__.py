@@ -6,7 +6,9 @@ eager mode do so. Each other module plans one family of primitives.
 
 from . import conv as _conv
 from . import matmul as _matmul
-from .library import DnnlError, Unsupported, load, num_threads, set_num_threads
+from . import norm as _norm
+from . import pool as _pool
+from .library import DnnlError, Unsupported, load, num_threads, use_threads
 from .matmul import plan_matmul
 from .memory import make_memory
 from .plan import Argument, Call, Epilogue, Plan, Ref, plan, run

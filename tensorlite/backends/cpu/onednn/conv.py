@@ -64,7 +64,12 @@ def _kernel(shape: Sizes, groups: int) -> tuple[Sizes, Sizes]:
     return (groups, each, *dims), (each, 1, *strides)
 
 
-@planner(conv_p)
+def _work(*, images: Aval, kernel: Aval) -> int:
+    """The multiplications of a convolution that gives, or is given, `images` after the kernel."""
+    return images.size * (kernel.size // kernel.shape[-1])
+
+
+@planner(conv_p, work=lambda ins, outs, params: _work(images=outs[0], kernel=ins[1]))
 def _(
     draft: Draft,
     in_avals: tuple[Aval, ...],
@@ -105,7 +110,7 @@ def _split_bias(
     return [(ARG_BIAS, vector, Ref("input", index))], epilogue[1:]
 
 
-@planner(conv_input_grad_p)
+@planner(conv_input_grad_p, work=lambda ins, outs, params: _work(images=ins[0], kernel=ins[1]))
 def _(
     draft: Draft,
     in_avals: tuple[Aval, ...],
@@ -113,8 +118,7 @@ def _(
     params: Mapping[str, Any],
     epilogue: Epilogue,
 ) -> None:
-    if epilogue:
-        raise draft.unsupported("an epilogue")
+    draft.no_epilogue(epilogue)
     g, w, x = in_avals[0], in_avals[1], out_avals[0]
     each = _Images(x.shape, w.shape, g.shape, g.dtype, params["window"])
     desc = describe(
@@ -131,7 +135,7 @@ def _(
     draft.call(desc, *arguments, (ARG_DIFF_SRC, each.x, RESULT))
 
 
-@planner(conv_weight_grad_p)
+@planner(conv_weight_grad_p, work=lambda ins, outs, params: _work(images=ins[1], kernel=outs[0]))
 def _(
     draft: Draft,
     in_avals: tuple[Aval, ...],
@@ -139,8 +143,8 @@ def _(
     params: Mapping[str, Any],
     epilogue: Epilogue,
 ) -> None:
-    if epilogue not in ((), (("bias_grad",),)):
-        raise draft.unsupported("an epilogue")
+    if epilogue != (("bias_grad",),):
+        draft.no_epilogue(epilogue)
     x, g, w = in_avals[0], in_avals[1], out_avals[0]
     if x.dtype != dtypes.float32 and x.shape[-2] < params["window"].strides[-1]:
         # oneDNN 3.2 gives wrong sums in bfloat16 where an image is narrower than the stride.

@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from .... import dtypes
 from ....composite import Composite
 from ....core import Aval, Primitive
 from ....device import lowering
 from ....ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
 from ....ops.linalg import matmul_p
+from ....ops.norm import standardize_p
+from ....ops.pool import max_pool_p, pool_argmax_p, pool_scatter_p, pool_spread_p, pool_sum_p
+from ....ops.softmax import log_softmax_p, softmax_p
 from ..executor import executable
 from . import memory
 from .library import load, num_threads
 from .matmul import plan_matmul
-from .plan import Plan, plan, run
+from .plan import Plan, enough_threads, plan, run
 
 _REMEMBERED = 4096  # calls that a kernel has plans for, before it forgets them all
 _Planned = tuple[Plan | None, tuple[Aval, ...]]
@@ -28,8 +32,9 @@ _Planned = tuple[Plan | None, tuple[Aval, ...]]
 class _Kernel:
     """A lowering that runs the plan for its arguments if there is one, and NumPy's way else."""
 
-    def __init__(self, prim: Primitive):
+    def __init__(self, prim: Primitive, finite_only: bool = False):
         self._prim = prim
+        self._finite_only = finite_only
         self._planned: dict[Any, _Planned] = {}
 
     def __call__(self, *arrays: np.ndarray, **params: Any) -> Any:
@@ -37,7 +42,7 @@ class _Kernel:
             return self._without(*arrays, **params)
         key = (num_threads(), *params.values(), *[(a.shape, a.dtype) for a in arrays])
         chosen, out_avals = self._planned.get(key) or self._look_up(key, arrays, params)
-        if chosen is None:
+        if chosen is None or (self._finite_only and not _is_finite(arrays[0])):
             return self._without(*arrays, **params)
         results = tuple([np.empty(aval.shape, aval.dtype) for aval in out_avals])
         run(chosen, [np.ascontiguousarray(a) for a in arrays], results)
@@ -49,9 +54,17 @@ class _Kernel:
         out_avals = (out,) if isinstance(out, Aval) else out
         if len(self._planned) >= _REMEMBERED:
             self._planned.clear()
-        found = plan(self._prim, avals, out_avals, params), out_avals
-        self._planned[key] = found
-        return found
+        threads = enough_threads(self._prim, avals, out_avals, params)
+        chosen = plan(
+            self._prim,
+            avals,
+            out_avals,
+            params,
+            assume_finite=self._finite_only,
+            threads=threads,
+        )
+        self._planned[key] = chosen, out_avals
+        return chosen, out_avals
 
     def _without(self, *arrays: np.ndarray, **params: Any) -> Any:
         if self._prim.numpy_rule is not None:
@@ -67,8 +80,24 @@ def _run_body(prim: Primitive, arrays: tuple[np.ndarray, ...], params: dict[str,
     return results[0] if is_single else results
 
 
-for _prim in (conv_p, conv_input_grad_p, conv_weight_grad_p):
+def _is_finite(x: np.ndarray) -> bool:
+    """Whether all of `x` is finite; False also for numbers whose squares overflow. This reads `x`
+    once, which costs little beside what is done with it."""
+    if x.dtype == dtypes.float32:
+        values = x.reshape(-1)
+        return bool(np.isfinite(np.dot(values, values)))
+    exponent = np.uint16(0x7C00 if x.dtype == dtypes.float16 else 0x7F80)
+    return bool(np.all(x.view(np.uint16) & exponent != exponent))
+
+
+for _prim in (
+    *(conv_p, conv_input_grad_p, conv_weight_grad_p),
+    *(pool_sum_p, pool_spread_p, pool_scatter_p),
+    standardize_p,
+):
     lowering(_prim, "cpu")(_Kernel(_prim))
+for _prim in (pool_argmax_p, max_pool_p, softmax_p, log_softmax_p):
+    lowering(_prim, "cpu")(_Kernel(_prim, finite_only=True))
 
 
 # ---- matmul --------------------------------------------------------------------------

@@ -19,18 +19,18 @@ class _Function(NamedTuple):
     beta: float = 0.0
 
 
-# By the names of tensorlite's own operations.
-FUNCTIONS = {
-    "relu": _Function(0x20),
-    "tanh": _Function(0x21),
-    "square": _Function(0x23),
-    "abs": _Function(0x24),
-    "sqrt": _Function(0x25),
-    "sigmoid": _Function(0x29),
-    "exp": _Function(0x2A),
-    "gelu_tanh": _Function(0x2B),
-    "silu": _Function(0x2C, 1.0),
-    "gelu": _Function(0x31),
+# By the names of tensorlite's own operations, as chains of oneDNN's. Its relu makes 0 of NaN and so
+# would hide that a model has broken; its elu with a slope of 0 does not, but gives -0. Its exp and
+# its exact gelu are left out since they make other values of NaN or infinity than ours.
+FUNCTIONS: dict[str, tuple[_Function, ...]] = {
+    "relu": (_Function(0x22, 0.0), _Function(0x24)),
+    "tanh": (_Function(0x21),),
+    "square": (_Function(0x23),),
+    "abs": (_Function(0x24),),
+    "sqrt": (_Function(0x25),),
+    "sigmoid": (_Function(0x29),),
+    "gelu_tanh": (_Function(0x2B),),
+    "silu": (_Function(0x2C, 1.0),),
 }
 _BINARY = {"bias": BINARY_ADD, "add": BINARY_ADD, "mul": BINARY_MUL}
 
@@ -53,7 +53,8 @@ def attach(
     extra: list[Extra] = []
     for name, *operands in epilogue:
         if name in FUNCTIONS and not operands:
-            attributes.eltwise(*FUNCTIONS[name])
+            for function in FUNCTIONS[name]:
+                attributes.eltwise(*function)
         elif name in _BINARY and len(operands) == 1:
             index = operands[0]
             desc = _broadcast(draft, in_avals[index], result, order)

@@ -7,7 +7,6 @@ since a program that only shuffles small arrays need not pay for that.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -16,8 +15,10 @@ import pathlib
 import sys
 import threading
 import warnings
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from typing import Any
+
+from ....threads import get_num_threads
 
 VARIABLE = "TENSORLITE_ONEDNN"
 
@@ -135,7 +136,7 @@ _QUERIES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "memory_desc_get_size": (c_size_t, (_handle,)),
     "primitive_desc_query_md": (_handle, (_handle, c_int, c_int)),
 }
-_ENGINE_CPU, _STREAM_DEFAULT = 1, 1
+ENGINE_CPU, _STREAM_IN_ORDER = 1, 1
 
 
 class Library:
@@ -165,8 +166,8 @@ class Library:
         self.version = (found.major, found.minor, found.patch)
         if found.major != 3:
             raise OSError(f"{path} is oneDNN {found.major}.{found.minor}, version 3 is needed")
-        self.engine = self.create("oneDNN", "engine_create", _ENGINE_CPU, 0)
-        self.stream = self.create("oneDNN", "stream_create", self.engine, _STREAM_DEFAULT)
+        self.engine = self.create("oneDNN", "engine_create", ENGINE_CPU, 0)
+        self.stream = self.create("oneDNN", "stream_create", self.engine, _STREAM_IN_ORDER)
 
     def _declare(self, name: str, result: Any, arguments: tuple[Any, ...]) -> None:
         function = getattr(self._dll, f"dnnl_{name}")
@@ -276,54 +277,47 @@ def candidates() -> list[str]:
 _PAUSE_SOFT = 1  # omp_pause_soft
 
 
+class _OpenMP(threading.local):
+    """The OpenMP runtime that the library runs on, by way of the library's own symbols. It keeps
+    the number of threads for each calling thread; `told` is what it knows in this one."""
+
+    def __init__(self, path: str):
+        runtime = ctypes.CDLL(path)
+        self.told: int = runtime.omp_get_max_threads()
+        self._set = runtime.omp_set_num_threads
+        self._set.restype, self._set.argtypes = None, (c_int,)
+
+    def tell(self, count: int) -> None:
+        if self.told != count:
+            self._set(count)
+            self.told = count
+
+
 @functools.cache
-def _openmp() -> ctypes.CDLL:
-    """The OpenMP runtime that the library runs on, by way of the library's own symbols."""
-    runtime = ctypes.CDLL(library().path)
-    runtime.omp_get_max_threads.restype, runtime.omp_get_max_threads.argtypes = c_int, ()
-    runtime.omp_set_num_threads.restype, runtime.omp_set_num_threads.argtypes = None, (c_int32,)
-    with contextlib.suppress(AttributeError):  # older runtimes lack it
-        pause = runtime.omp_pause_resource_all
-        pause.restype, pause.argtypes = c_int, (c_int,)
+def _openmp() -> _OpenMP | None:
+    """The runtime, if there is a library."""
+    found = load()
+    if found is None:
+        return None
+    pause = getattr(ctypes.CDLL(found.path), "omp_pause_resource_all", None)
+    if pause is not None:  # older runtimes lack it
         # A forked child inherits the record of a thread pool but not its threads, and would wait
-        # for them for ever. Without a pool at the fork, parent and child each start a new one.
+        # for them for ever. Without a pool at the fork, parent and child each start their own.
         os.register_at_fork(before=lambda: pause(_PAUSE_SOFT))
-    return runtime
-
-
-class _Threads(threading.local):
-    """How many threads OpenMP uses for calls from this thread, as far as it was told."""
-
-    told = 0
-
-
-_threads = _Threads()
-_wanted = 0  # 0: not known yet
-
-
-def set_num_threads(count: int) -> None:
-    """Have oneDNN use `count` threads from now on, in calls from any thread.
-
-    Raises:
-        ValueError: `count` is not a positive integer.
-    """
-    global _wanted
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"set_num_threads: takes a positive number of threads, got {count!r}")
-    _wanted = count
+    return _OpenMP(found.path)
 
 
 def num_threads() -> int:
-    """How many threads oneDNN uses: what `set_num_threads` said, else OpenMP's default (the
-    processors of this process, or OMP_NUM_THREADS).
+    """How many threads an operation may use (see `tl.set_num_threads`); OpenMP is told so, for
+    calls from this thread."""
+    count = get_num_threads()
+    use_threads(count)
+    return count
 
-    OpenMP keeps this number for each calling thread; here the calling one is told, so that whoever
-    runs a primitive asks first.
-    """
-    global _wanted
-    if _threads.told != _wanted or not _wanted:
-        if not _wanted:
-            _wanted = _openmp().omp_get_max_threads()
-        _openmp().omp_set_num_threads(_wanted)
-        _threads.told = _wanted
-    return _wanted
+
+def use_threads(count: int) -> None:
+    """Have OpenMP use `count` threads for calls from this thread. A primitive must run with as many
+    threads as it was planned for."""
+    runtime = _openmp()
+    if runtime is not None:
+        runtime.tell(count)

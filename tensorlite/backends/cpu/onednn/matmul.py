@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....core import Aval
@@ -23,6 +23,7 @@ def plan_matmul(
     transpose_a: bool = False,
     transpose_b: bool = False,
     epilogue: Epilogue = (),
+    threads: int | None = None,
 ) -> Plan | None:
     """A plan for `matmul`, the buffers of whose operands hold their transposes, as they lie before
     a permutation that swaps the last two axes.
@@ -31,12 +32,18 @@ def plan_matmul(
         x, y, z: the operands and the result of `matmul`, x and y as they are in memory: (..., k, m)
             if `transpose_a`, (..., n, k) if `transpose_b`.
         others: the inputs that the epilogue names, from index 2 on.
+        epilogue, threads: as in `plan`.
     """
     params = {"transpose_a": bool(transpose_a), "transpose_b": bool(transpose_b)}
-    return plan(matmul_p, (x, y, *others), (z,), params, epilogue=epilogue)
+    return plan(matmul_p, (x, y, *others), (z,), params, epilogue=epilogue, threads=threads)
 
 
-@planner(matmul_p)
+def _work(in_avals: Sequence[Aval], out_avals: Sequence[Aval], params: Mapping[str, Any]) -> int:
+    inner = in_avals[0].shape[-2 if params.get("transpose_a") else -1]
+    return out_avals[0].size * inner
+
+
+@planner(matmul_p, work=_work)
 def _(
     draft: Draft,
     in_avals: tuple[Aval, ...],

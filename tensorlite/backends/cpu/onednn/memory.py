@@ -22,10 +22,15 @@ from .library import Handle, library, make
 Sizes = tuple[int, ...]
 
 # dnnl_data_type_t
-_DATA_TYPES = {dtypes.float16: 1, dtypes.bfloat16: 2, dtypes.float32: 3, dtypes.int32: 4}
-_DATA_TYPES[dtypes.uint8] = 6
+DATA_TYPES = {
+    dtypes.float16: 1,
+    dtypes.bfloat16: 2,
+    dtypes.float32: 3,
+    dtypes.int32: 4,
+    dtypes.uint8: 6,
+}
 FLOATS = (dtypes.float32, dtypes.bfloat16, dtypes.float16)
-_TAG_ANY = 1  # dnnl_format_tag_any
+TAG_ANY = 1  # dnnl_format_tag_any
 ALIGNMENT = 64  # bytes; what a temporary starts at a multiple of
 
 
@@ -65,7 +70,7 @@ def strided(dims: Sizes, strides: Sizes, dtype: np.dtype[Any]) -> Desc:
             "memory_desc_create_with_strides",
             len(dims),
             integers(dims),
-            _DATA_TYPES[dtype],
+            DATA_TYPES[dtype],
             integers(strides),
         )
     )
@@ -87,8 +92,8 @@ def free(dims: Sizes, dtype: np.dtype[Any]) -> Desc:
             "memory_desc_create_with_tag",
             len(dims),
             integers(dims),
-            _DATA_TYPES[dtype],
-            _TAG_ANY,
+            DATA_TYPES[dtype],
+            TAG_ANY,
         )
     )
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ....core import Aval, Primitive, exactly
-from .library import Handle, Unsupported, library, load, num_threads
-from .memory import ALIGNMENT, Desc, make_memory
+from .library import Handle, Unsupported, library, load, num_threads, use_threads
+from .memory import ALIGNMENT, DATA_TYPES, Desc, make_memory
 from .primitives import (
     ARG_DST,
     ARG_SCRATCHPAD,
@@ -57,19 +57,24 @@ class Call(NamedTuple):
 
 class Plan:
     """The calls, in order, and the sizes in bytes of the temporaries they share, which start at
-    multiples of 64 bytes. The handles are valid as long as the plan."""
+    multiples of 64 bytes. The handles are valid as long as the plan.
 
-    __slots__ = ("_owned", "calls", "idle", "implementations", "op", "temporaries")
+    `threads` is how many threads the calls must run with.
+    """
+
+    __slots__ = ("_owned", "calls", "idle", "implementations", "op", "temporaries", "threads")
 
     def __init__(
         self,
         op: str,
+        threads: int,
         calls: Sequence[Call],
         temporaries: Sequence[int],
         implementations: Sequence[str],
         owned: Sequence[Handle],
     ):
         self.op = op
+        self.threads = threads
         self.calls = tuple(calls)
         self.temporaries = tuple(temporaries)
         self.implementations = tuple(implementations)  # oneDNN's name for each call's code
@@ -84,6 +89,8 @@ def plan(
     params: Mapping[str, Any],
     *,
     epilogue: Epilogue = (),
+    assume_finite: bool = False,
+    threads: int | None = None,
 ) -> Plan | None:
     """How oneDNN runs `prim`, or None if it does not: then NumPy answers.
 
@@ -97,14 +104,20 @@ def plan(
             shape of the result or broadcast to it; ("relu",) and other functions listed in
             `epilogue.FUNCTIONS`. For conv_weight_grad there is ("bias_grad",): a second output of
             shape (channels,) gets the sum of the second input over all but its last axis.
+        assume_finite: the caller knows that there is no NaN or infinity in the inputs. Without it
+            there are no plans for what oneDNN computes differently there: softmax, log_softmax,
+            pool_argmax, max_pool.
+        threads: how many the calls will run with; None is all that may be used.
     """
-    if prim not in _planners or load() is None:
+    if prim not in _planners or load() is None or (prim in _finite_only and not assume_finite):
         return None
-    if any(aval.size == 0 for aval in (*in_avals, *out_avals)):
+    avals = (*in_avals, *out_avals)
+    if any(aval.size == 0 or aval.dtype not in DATA_TYPES for aval in avals):
         return None
     items = tuple((name, exactly(value), value) for name, value in sorted(params.items()))
     keyed = _Params(tuple(item[:2] for item in items), dict(params))
-    return _planned(prim, tuple(in_avals), tuple(out_avals), keyed, epilogue, num_threads())
+    count = num_threads() if threads is None else threads
+    return _planned(prim, tuple(in_avals), tuple(out_avals), keyed, epilogue, count)
 
 
 class _Params:
@@ -123,18 +136,55 @@ class _Params:
 
 
 Planner = Callable[..., None]
+Work = Callable[[Sequence[Aval], Sequence[Aval], Mapping[str, Any]], int]
+
+
+def _traffic(in_avals: Sequence[Aval], out_avals: Sequence[Aval], params: Mapping[str, Any]) -> int:
+    """The work of an operation that is bound by memory: an element takes as long as 16
+    multiplications."""
+    return 16 * sum(aval.size for aval in (*in_avals, *out_avals))
+
+
 _planners: dict[Primitive, Planner] = {}
+_works: dict[Primitive, Work] = {}
+_finite_only: set[Primitive] = set()
 
 
-def planner(prim: Primitive) -> Callable[[Planner], Planner]:
+def planner(
+    *prims: Primitive, finite_only: bool = False, work: Work = _traffic
+) -> Callable[[Planner], Planner]:
     """Register a function `(draft, in_avals, out_avals, params, epilogue)` that writes the calls
-    for `prim` into a `Draft`, or raises Unsupported."""
+    for a primitive into a `Draft`, or raises Unsupported. `finite_only` says that the results are
+    right for finite numbers only; `work(in_avals, out_avals, params)` counts multiplications.
+    """
 
     def attach(function: Planner) -> Planner:
-        _planners[prim] = function
+        for prim in prims:
+            _planners[prim] = function
+            _works[prim] = work
+            if finite_only:
+                _finite_only.add(prim)
         return function
 
     return attach
+
+
+# Multiplications, or memory traffic that takes as long, that one thread does in the few
+# microseconds that it takes to wake another.
+_LITTLE = 1 << 19
+
+
+def enough_threads(
+    prim: Primitive,
+    in_avals: Sequence[Aval],
+    out_avals: Sequence[Aval],
+    params: Mapping[str, Any],
+) -> int:
+    """How many threads are worth their while: 1 for little work, else all that may be used. For
+    calls by themselves; a native program keeps its threads awake."""
+    if prim in _works and _works[prim](in_avals, out_avals, params) <= _LITTLE:
+        return 1
+    return num_threads()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,19 +196,23 @@ def _planned(
     epilogue: Epilogue,
     threads: int,
 ) -> Plan | None:
-    draft = Draft(prim.name)
+    draft = Draft(prim.name, threads)
+    use_threads(threads)
     try:
         _planners[prim](draft, in_avals, out_avals, params.values, epilogue)
     except Unsupported:
         return None
+    finally:
+        num_threads()
     return draft.plan()
 
 
 class Draft:
     """A plan that is being written."""
 
-    def __init__(self, op: str):
+    def __init__(self, op: str, threads: int):
         self.op = op
+        self.threads = threads
         self._calls: list[Call] = []
         self._temporaries: list[int] = []
         self._owned: list[Handle] = []
@@ -166,11 +220,23 @@ class Draft:
 
     def plan(self) -> Plan:
         """The finished plan."""
-        return Plan(self.op, self._calls, self._temporaries, self._implementations, self._owned)
+        return Plan(
+            self.op,
+            self.threads,
+            self._calls,
+            self._temporaries,
+            self._implementations,
+            self._owned,
+        )
 
     def attributes(self) -> Attributes:
         """Attributes for a primitive of this plan."""
         return Attributes(self.op)
+
+    def no_epilogue(self, epilogue: Epilogue) -> None:
+        """Raise Unsupported if there is one."""
+        if epilogue:
+            raise self.unsupported(f"an epilogue: {epilogue}")
 
     def unsupported(self, why: str) -> Unsupported:
         """The error that makes `plan` answer None."""
@@ -237,13 +303,14 @@ def run(plan: Plan, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray])
     Raises:
         DnnlError: oneDNN failed.
     """
-    num_threads()  # tells OpenMP, which keeps this for each calling thread
+    use_threads(plan.threads)
     try:
         prepared = plan.idle.pop()
     except IndexError:
         prepared = _Prepared(plan)
     prepared.run(inputs, outputs)
     plan.idle.append(prepared)
+    num_threads()
 
 
 class _Prepared:

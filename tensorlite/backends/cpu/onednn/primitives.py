@@ -16,7 +16,7 @@ SRC, DIFF_SRC, WEIGHTS, DIFF_WEIGHTS, DST, DIFF_DST, WORKSPACE, SCRATCHPAD = ran
 
 # DNNL_ARG_*: the numbers by which a primitive knows its arguments.
 ARG_SRC, ARG_SRC_1, ARG_DST, ARG_WEIGHTS, ARG_BIAS = 1, 2, 17, 33, 41
-ARG_MEAN, ARG_VARIANCE, ARG_SCALE, ARG_SHIFT = 49, 50, 51, 52
+ARG_MEAN, ARG_VARIANCE = 49, 50
 ARG_WORKSPACE, ARG_SCRATCHPAD = 64, 80
 ARG_DIFF_SRC, ARG_DIFF_DST, ARG_DIFF_WEIGHTS, ARG_DIFF_BIAS = 129, 145, 161, 169
 _ARG_POST_OP = 32768
@@ -31,7 +31,7 @@ ELTWISE_LINEAR = 0x26
 SOFTMAX, LOG_SOFTMAX = 0x30000, 0x30001
 BINARY_ADD, BINARY_MUL = 0x1FFF0, 0x1FFF1
 
-_SCRATCHPAD_USER = 1  # dnnl_scratchpad_mode_user
+SCRATCHPAD_USER = 1  # dnnl_scratchpad_mode_user
 
 
 def post_op_argument(index: int) -> int:
@@ -65,7 +65,7 @@ class Attributes:
         """The finished attributes."""
         made = make(self.op, "primitive_attr_create", of="primitive_attr")
         call = library().call
-        call(self.op, "primitive_attr_set_scratchpad_mode", made.value, _SCRATCHPAD_USER)
+        call(self.op, "primitive_attr_set_scratchpad_mode", made.value, SCRATCHPAD_USER)
         if self.length:
             call(self.op, "primitive_attr_set_post_ops", made.value, self._chain.value)
         return made
