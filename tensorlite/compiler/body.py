@@ -117,6 +117,7 @@ class Body:
         self.recorder = Recorder()
         self.operands: list[tuple[Var, Affine]] = []  # input buffers, and the address of a point
         self.gathered: set[int] = set()  # those of them from which elements elsewhere are read
+        self.computed: set[int] = set()  # the numbers of equations
         self._producers = producers
         self._equations = equations
         self._inside = inside
@@ -143,6 +144,7 @@ class Body:
 
     def compute(self, number: int, output: int, place: Place) -> Scalar:
         """Result `output` of equation `number` at `place`."""
+        self.computed.add(number)
         eqn = self._equations[number]
         rule = views.get(eqn.prim) or points.get(eqn.prim)
         if rule is not None:

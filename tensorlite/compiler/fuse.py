@@ -19,7 +19,7 @@ from ..graph import Atom, Equation, Graph, Var
 from ..ops.broadcasting import Elementwise
 from ..ops.creation import cast_p
 from ..ops.reduce import argmax_p, argmin_p
-from ..ops.shape import broadcast_p, concat_p, pad_p, permute_p, reshape_p
+from ..ops.shape import concat_p, pad_p, reshape_p
 from . import structure, windows
 from .affine import Affine, Axes, Split, flatten
 from .body import Body, Place, folds, points, views
@@ -253,7 +253,7 @@ class _Fusion:
                 self._address(*self._producers[var]),
             )
             results.append((body.value(var, place), var.aval.dtype, address))
-        main = [self._equations[m.number] for m in group.members]
+        computed = [self._equations[k] for k in sorted(body.computed)]
         order = next((m.order for m in group.members if m.order is not None), None)
         nest, inputs = make_nest(
             self._axes,
@@ -262,9 +262,9 @@ class _Fusion:
             None if order is None else self._axes.resolve(order),
             body,
             results,
-            _name(main),
+            _name(computed),
         )
-        source = next((eqn.source for eqn in main if eqn.source is not None), None)
+        source = next((eqn.source for eqn in computed if eqn.source is not None), None)
         return Equation(
             nest_p,
             inputs,
@@ -321,7 +321,7 @@ def _name(equations: Sequence[Equation], limit: int = 40) -> str:
             while common != list(other[: len(common)]):
                 common.pop()
         scope = common[-1] + "/" if common else ""
-    quiet = (cast_p, broadcast_p, permute_p, reshape_p, pad_p)
+    quiet = {cast_p, *views} - {pad_p, concat_p}
     names = dict.fromkeys(e.prim.name for e in equations if e.prim not in quiet)
     ops = "_".join(names) or "copy"
     return (scope + ops)[:limit]

@@ -29,7 +29,8 @@ from ..ops.reduce import max_p, min_p
 from ..ops.shape import broadcast_p, concat_p, permute_p, reshape_p, sum_p
 from .unregistered import Unregistered
 
-FOLDED = 4096  # bytes up to which constants are computed while compiling
+FOLDED = 1 << 12  # bytes up to which constants are computed while compiling
+COMPARED = 1 << 18  # bytes up to which constants are told apart by their values
 
 transposed_matmul_p = Unregistered("matmul_t")
 
@@ -131,7 +132,7 @@ def _identity(atom: Atom) -> Any:
     """Equal for atoms with equal values, as far as that is cheap to tell."""
     if isinstance(atom, Var):
         return atom
-    if atom.size * atom.dtype.itemsize > FOLDED:
+    if atom.size * atom.dtype.itemsize > COMPARED:
         return id(atom)
     return atom.shape, atom.dtype, atom.numpy().tobytes()
 
