@@ -6,8 +6,10 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 """
 
 from math import e, inf, nan, pi
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import checkpoint_policies, data, debug, io, linalg, nn, optim, profiler, random, tree
+from . import names as _names
 from ._version import __version__
 from .array_api import VERSION as __array_api_version__
 from .array_api import array_namespace_info as __array_namespace_info__
@@ -178,3 +180,8 @@ from .vectorize import vmap
 debug.start_from_environment()
 
 newaxis = None
+
+if not _TYPE_CHECKING:  # a type checker would take every name for one that exists
+
+    def __getattr__(name: str) -> object:
+        raise _names.missing_function(name, globals())

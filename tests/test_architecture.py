@@ -19,7 +19,7 @@ DISTRIBUTED = sorted((ROOT / "distributed").rglob("*.py"))
 # operations that make, shape and add tensors; operations lean on the core.
 ROOMS = (
     ("core", "threads"),
-    ("dtypes", "tree", "origin", "arguments"),
+    ("dtypes", "tree", "origin", "arguments", "names"),
     ("device",),
     ("observe",),
     ("ops",),

@@ -13,6 +13,7 @@ from .. import dtypes, tree
 from ..core import Tensor, TracerError
 from ..device import Device
 from ..dtypes import float64
+from ..names import METHODS, absent_method
 from . import elementwise as e
 from . import index, linalg, reduce, shape
 from .creation import asarray
@@ -208,6 +209,11 @@ def array_function(self: Tensor, function: Any, kinds: Any, args: Any, kwargs: A
     return function(*args, **kwargs)
 
 
+def _names(self: Tensor) -> list[str]:
+    """What `dir` lists: not the methods of other libraries, which only say what to write."""
+    return [name for name in object.__dir__(self) if name not in METHODS]
+
+
 def attach() -> None:
     """Give `Tensor` its operators and methods."""
     cls: Any = Tensor
@@ -235,6 +241,9 @@ def attach() -> None:
     cls.to_device, cls.__array_namespace__ = to_device, array_namespace
     cls.__dlpack__, cls.__dlpack_device__ = dlpack, dlpack_device
     cls.__array_function__ = array_function
+    cls.__dir__ = _names
+    for name in METHODS:
+        setattr(cls, name, absent_method(name))
     for function in (
         reduce.sum,
         reduce.mean,
