@@ -52,7 +52,21 @@ def lower(nest: Nest) -> Nest:
     for output in nest.outputs:
         value = recorder.cast(values[output.value], output.operand.dtype)
         outputs.append(output._replace(value=value.position))
-    return nest._replace(body=tuple(recorder.body), outputs=tuple(outputs))
+    return _without_unused(nest._replace(body=tuple(recorder.body), outputs=tuple(outputs)))
+
+
+def _without_unused(nest: Nest) -> Nest:
+    """The nest without the instructions that no output needs."""
+    used = {output.value for output in nest.outputs}
+    for i in range(len(nest.body) - 1, -1, -1):
+        if i in used:
+            used.update(nest.body[i].args)
+    place = {i: number for number, i in enumerate(sorted(used))}
+    body = tuple(
+        nest.body[i]._replace(args=tuple(place[a] for a in nest.body[i].args)) for i in place
+    )
+    outputs = tuple(o._replace(value=place[o.value]) for o in nest.outputs)
+    return nest._replace(body=body, outputs=outputs)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be co
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+GUARD = 256  # elements
 BOOL, INT32, INT64 = np.dtype(np.bool_), np.dtype(np.int32), np.dtype(np.int64)
 
 
@@ -43,10 +44,18 @@ def check(nest: Nest, seed: int = 0, inputs: list[np.ndarray] | None = None) -> 
     rng = np.random.default_rng(seed)
     if inputs is None:
         inputs = [buffer(rng, extent(o, nest.shape), o.dtype) for o in nest.inputs]
-    made = [np.zeros(extent(o.operand, nest.shape), o.operand.dtype) for o in nest.outputs]
+    # What lies around a buffer must not be touched.
+    sizes = [extent(o.operand, nest.shape) for o in nest.outputs]
+    padded = [
+        np.full(n + 2 * GUARD, 1, o.operand.dtype) for n, o in zip(sizes, nest.outputs, strict=True)
+    ]
+    made = [p[GUARD:-GUARD] for p in padded]
     wanted = [m.copy() for m in made]
     llvm.run_nest(nest, inputs, made)
     interpreter.run(nest, inputs, wanted)
+    for buffer_ in padded:
+        around = np.concatenate([buffer_[:GUARD], buffer_[-GUARD:]])
+        assert (around == np.ones((), around.dtype)).all(), f"wrote out of bounds: {nest}"
     for i, (got, want) in enumerate(zip(made, wanted, strict=True)):
         if want.dtype in (FLOAT16, BFLOAT16):
             tolerance = 2e-3 if want.dtype == FLOAT16 else 1.6e-2

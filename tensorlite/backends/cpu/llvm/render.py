@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from ....compiler.loops import Nest
 from .axes import Canonical
 from .fold import Folds
 from .plan import Plan, estimate
@@ -30,7 +29,7 @@ Bounds = dict[int, tuple[str, str]]
 def render(module: Module, name: str, source: Canonical, register_bytes: int) -> None:
     """Add the functions of a nest to a module, the one to call as `name`."""
     stages, temporaries = make_stages(source, register_bytes)
-    if len(stages) == 1:
+    if not temporaries:
         _render_plan(module, name, stages[0].plan)
         return
     for number, stage in enumerate(stages):
@@ -87,7 +86,6 @@ class _Units(Values):
     def __init__(self, module: Module, name: str, plan: Plan):
         header = f"define internal void @{name}.units(ptr %buffers, i64 %begin, i64 %end)"
         super().__init__(Function(module, header), plan)
-        self.live = _live(self.nest)
         self.level = [self._level(i) for i in range(len(self.nest.body))]
         self._choose_buffered()
 
@@ -228,7 +226,9 @@ class _Units(Values):
         """The reductions of a pass, and which outputs it writes at inner points."""
         body, depth = self.nest.body, self.plan.depth
         folded = [
-            i for i in self.live if body[i].op == "reduce" and depth[body[i].args[0]] == number
+            i
+            for i, instruction in enumerate(body)
+            if instruction.op == "reduce" and depth[instruction.args[0]] == number
         ]
         outputs = [
             i
@@ -239,7 +239,7 @@ class _Units(Values):
 
     def _kept_values(self, number: int) -> None:
         """What can be computed of the kept values when that many passes are done."""
-        for i in self.live:
+        for i in range(len(self.nest.body)):
             known = self.nest.body[i].op == "reduce" or self.plan.is_inner(i)
             if not known and self.plan.depth[i] == number and number > 0:
                 self._compute(i)
@@ -383,7 +383,7 @@ class _Units(Values):
 
     def _enter_level(self, level: int) -> None:
         """Compute the kept values that only the loop just opened, and those around it, change."""
-        for i in self.live:
+        for i in range(len(self.nest.body)):
             if (
                 self.level[i] == level
                 and self.plan.depth[i] == 0
@@ -391,15 +391,3 @@ class _Units(Values):
                 and self.nest.body[i].op != "reduce"
             ):
                 self._compute(i)
-
-
-def _live(nest: Nest) -> list[int]:
-    """The values that outputs need, in order."""
-    seen: set[int] = set()
-    stack = [o.value for o in nest.outputs]
-    while stack:
-        i = stack.pop()
-        if i not in seen:
-            seen.add(i)
-            stack.extend(nest.body[i].args)
-    return sorted(seen)
