@@ -111,7 +111,9 @@ class Body:
         equations: Sequence[Equation],
         inside: Callable[[int], bool],
         loops: Callable[[int], tuple[Affine, ...]],
+        *,
         may_split: bool = False,
+        guards: bool = False,
     ):
         self.axes = axes
         self.recorder = Recorder()
@@ -123,6 +125,8 @@ class Body:
         self._inside = inside
         self._loops = loops
         self._may_split = may_split
+        self.guards = guards  # whether loads may be guarded
+        self._guard: Scalar | None = None
         self._numbers: dict[Any, int] = {}
         self._values: dict[Any, Scalar] = {}
         self._affine: dict[int, Affine] = {}  # what instructions compute that hold an index
@@ -137,7 +141,7 @@ class Body:
         number, output = self._producers.get(atom, (-1, 0))
         if number < 0 or not self._inside(number):
             return self.load(atom, place)
-        key = atom, place.key
+        key = atom, place.key, self._guard and self._guard.position
         if key not in self._values:
             self._values[key] = self.compute(number, output, place)
         return self._values[key]
@@ -166,7 +170,11 @@ class Body:
         dtype = atom.aval.dtype
         if isinstance(place.address, Affine):
             number = self._operand(atom, place.address)
-            return self.recorder.emit("load", (), dtype, number)
+            low, high = self.axes.span(place.address)
+            if low >= 0 and high < atom.aval.size:
+                return self.recorder.emit("load", (), dtype, number)
+            assert self._guard is not None, "an address outside of the buffer"
+            return self.recorder.emit("load", (self._guard,), dtype, number)
         base, args, strides = ZERO, [], []
         if place.address is not None:
             args, strides = [place.address], [1]
@@ -182,6 +190,15 @@ class Body:
         number = self._operand(atom, base)
         self.gathered.add(number)
         return self.recorder.emit("gather", args, dtype, (number, tuple(strides)))
+
+    def guarded(self, guard: Scalar | bool, atom: Atom, place: Place) -> Scalar:
+        """`atom` at a place that may lie outside of it, unless `guard` holds; it is anything there.
+        Loads are not done then, and give 0."""
+        outer = self._guard
+        self._guard = guard if isinstance(guard, Scalar) else None
+        value = self.value(atom, place)
+        self._guard = outer
+        return value
 
     def _operand(self, atom: Var, address: Affine) -> int:
         number = self._numbers.setdefault((atom, address), len(self.operands))

@@ -47,20 +47,22 @@ def _(*inputs: Aval, nest: Any, avals: tuple[Aval, ...]) -> tuple[Aval, ...]:
     return avals
 
 
-def fuse(graph: Graph, keep: Collection[Primitive] = ()) -> Graph:
+def fuse(graph: Graph, keep: Collection[Primitive] = (), *, guards: bool = False) -> Graph:
     """`graph` with loop nests: equations of `nest_p` with the parameters `nest`, a `loops.Nest`,
     and `avals`, those of its outputs.
 
     Args:
         graph: without calls and composites that are to be fused (see `inline`), and simplified.
         keep: primitives that nests are not to compute, since the backend has something better.
+        guards: nests may have guarded loads.
     """
-    return _Fusion(graph, frozenset(keep)).run()
+    return _Fusion(graph, frozenset(keep), guards).run()
 
 
 class _Fusion:
-    def __init__(self, graph: Graph, keep: frozenset[Primitive]):
+    def __init__(self, graph: Graph, keep: frozenset[Primitive], guards: bool):
         self._graph = graph
+        self._guards = guards
         self._keep = keep
         self._constants: dict[Var, Tensor] = {}
         self._variables: dict[int, Var] = {}
@@ -200,7 +202,8 @@ class _Fusion:
             self._equations,
             lambda k: k in inside or k in self._inline,
             self._loops.__getitem__,
-            may_split,
+            may_split=may_split,
+            guards=self._guards,
         )
 
     def _place(self, k: int, output: int) -> Place:

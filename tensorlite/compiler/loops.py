@@ -37,7 +37,9 @@ class Instruction(NamedTuple):
 
     Besides the scalar operations (`OPERATIONS`) there are
 
-    - `load`, attribute: which input. The element of this point;
+    - `load`, attribute: which input. The element of this point. With an argument, a bool, it is a
+      guarded load: where that is false, nothing is read (the address may be outside of the buffer)
+      and the value is 0;
     - `gather`, attribute (which input, strides): the element `sum(strides * args)` further on; args
       are integers. Whoever makes the nest sees to it that the address is within the buffer;
     - `constant`, attribute: a Python scalar;

@@ -41,16 +41,19 @@ def _cells(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _pixel(
     body: Body, window: Window, spatial: tuple[int, ...], at: list[Index], cell: list[Index]
 ) -> tuple[list[Index], Scalar | bool]:
-    """The pixel under a cell of the window at a position, clamped into the image, and whether it
-    lies inside."""
+    """The pixel under a cell of the window at a position, and whether it lies inside the image."""
     pixels: list[Index] = []
     inside: list[Scalar | bool] = []
     axes = zip(at, cell, window.strides, window.padding, spatial, strict=True)
     for position, offset, stride, (low, _), size in axes:
         pixel = body.plus(body.sum(body.scaled(position, stride), offset), -low)
         inside.append(body.within(pixel, 0, size))
-        pixels.append(body.clamp(pixel, size))
+        pixels.append(pixel)
     return pixels, body.both(*inside)
+
+
+def _clamped(body: Body, pixels: list[Index], spatial: tuple[int, ...]) -> list[Index]:
+    return [body.clamp(pixel, size) for pixel, size in zip(pixels, spatial, strict=True)]
 
 
 def _under_cell(body: Body, eqn: Equation, loop: tuple[Affine, ...], outside: float) -> Scalar:
@@ -58,10 +61,15 @@ def _under_cell(body: Body, eqn: Equation, loop: tuple[Affine, ...], outside: fl
     first, *rest = loop
     ndim = len(window.sizes)
     at, channel, cell = rest[:ndim], rest[ndim], rest[ndim + 1 :]
-    pixels, inside = _pixel(body, window, x.aval.shape[1:-1], list(at), list(cell))
-    place = Place(x.aval.shape, [first, *pixels, channel])
-    other = body.constant(outside, x.aval.dtype)
-    return body.choose(inside, body.value(x, place), other)
+    spatial = x.aval.shape[1:-1]
+    pixels, inside = _pixel(body, window, spatial, list(at), list(cell))
+    # Neighbours along the innermost axis are loaded together, which clamping would prevent.
+    if body.guards and x.aval.shape[-1] == 1:
+        value = body.guarded(inside, x, Place(x.aval.shape, [first, *pixels, channel]))
+    else:
+        pixels = _clamped(body, pixels, spatial)
+        value = body.value(x, Place(x.aval.shape, [first, *pixels, channel]))
+    return body.choose(inside, value, body.constant(outside, x.aval.dtype))
 
 
 def _argmax(body: Body, eqn: Equation, loop: tuple[Affine, ...], output: int) -> Scalar:
@@ -94,6 +102,7 @@ def _gather(body: Body, eqn: Equation, place: Place, _: int) -> Scalar:
         rest, inner = body.parts(rest, size)
         cell.insert(0, inner)
     pixels, inside = _pixel(body, window, x.aval.shape[1:-1], at, cell)
+    pixels = _clamped(body, pixels, x.aval.shape[1:-1])
     source = Place(x.aval.shape, [first, *pixels, channel])
     zero = body.constant(0, x.aval.dtype)
     return body.choose(inside, body.value(x, source), zero)

@@ -115,7 +115,7 @@ def _result(
 ) -> Array:
     op, _, dtype, attribute = instruction
     if op == "load":
-        return _wide(sources[attribute][_addresses(nest, nest.inputs[attribute])])
+        return _load(nest, nest.inputs[attribute], sources[attribute], args)
     if op == "gather":
         number, strides = attribute
         address = _addresses(nest, nest.inputs[number])
@@ -136,6 +136,17 @@ def _result(
     if op == "nextafter":
         return _wide(np.nextafter(*[a.astype(dtype) for a in args]))
     return np.asarray(_FUNCTIONS[op](*args))
+
+
+def _load(nest: Nest, operand: Operand, source: Array, args: list[Array]) -> Array:
+    address = _addresses(nest, operand)
+    if not args:
+        return _wide(source[address])
+    # A guarded load does not touch what lies behind a false guard.
+    address, guard = np.broadcast_arrays(address, args[0])
+    if guard.any() and not 0 <= address[guard].min() <= address[guard].max() < source.size:
+        raise ValueError(f"{nest.name}: a guarded load leaves its buffer of {source.size}")
+    return _wide(np.where(guard, source[np.where(guard, address, 0)], source.dtype.type(0)))
 
 
 def _reduce(nest: Nest, how: str, x: Array, dtype: np.dtype[Any]) -> Array:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 
 import tensorlite as tl
 from tensorlite import dtypes, nn, optim
+from tensorlite.compiler.bands import slide
 from tensorlite.compiler.body import folds, points, views
 from tensorlite.compiler.fuse import fuse, nest_p
 from tensorlite.compiler.inline import inline
@@ -159,6 +160,38 @@ def test_an_update_is_one_nest_for_each_parameter(optimizer: Any) -> None:
 
     graph = assert_same(update, model, optimizer.init(model), model, rtol=1e-5)
     assert count(graph) <= 4  # one of scalars
+
+
+@pytest.mark.parametrize("size", [2, 5, 9])
+def test_local_response_norm_reads_and_writes_images_only(size: int) -> None:
+    def f(x: tl.Tensor, g: tl.Tensor) -> Any:
+        y, pull = tl.vjp(lambda x: nn.local_response_norm(x, size, alpha=0.1), x)
+        return y, pull(g)
+
+    x, g = X.reshape(8, 2, 4, 96), X[::-1].reshape(8, 2, 4, 96)
+    graph = inline(tl.make_graph(f)(x, g))
+    result = fuse(slide(simplify(graph)), guards=True)
+    assert [eqn.prim for eqn in result.equations] == [nest_p, nest_p]
+    assert sum(len(e.inputs) + len(e.outputs) for e in result.equations) <= 10
+    values = nests.run_graph(result, x, g), nests.run_graph(graph, x, g)
+    for value, wanted in zip(*values, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_only_narrow_bands_of_ones_slide() -> None:
+    x = np.ones((4, 32), np.float32)
+    ahead = np.arange(32)[:, None] - np.arange(32)
+    band = (abs(ahead) < 3).astype(np.float32)
+    broken = band.copy()
+    broken[5, 5] = 0
+    wide = (abs(ahead) < 12).astype(np.float32)
+    for matrix, prims in ((band, ["reshape", "pool_sum", "reshape"]), (broken, ["matmul"])):
+        graph = slide(tl.make_graph(lambda x, m=matrix: x @ tl.asarray(m))(x))
+        assert [eqn.prim.name for eqn in graph.equations] == prims
+        np.testing.assert_array_equal(nests.run_graph(graph, x)[0], x @ matrix)
+    for matrix in (2 * band, wide, band[:, :31], np.zeros((32, 32), np.float32)):
+        graph = slide(tl.make_graph(lambda x, m=matrix: x @ tl.asarray(m))(x))
+        assert [eqn.prim.name for eqn in graph.equations] == ["matmul"]
 
 
 def test_a_global_norm_is_not_waited_for_inside_a_nest() -> None:
