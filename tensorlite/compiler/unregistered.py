@@ -16,8 +16,10 @@ class Unregistered(Primitive):
 
     def __init__(self, name: str, title: Callable[[dict[str, Any]], str] | None = None):
         super().__init__(name)
-        if title is not None:
-            self.title = title  # type: ignore[method-assign]
+        self._title = title
+
+    def title(self, params: dict[str, Any]) -> str:
+        return super().title(params) if self._title is None else self._title(params)
 
     def register(self) -> None:
         pass

@@ -107,7 +107,7 @@ done:
 
 
 @functools.cache
-def functions() -> tuple[ctypes._FuncPointer, ctypes._FuncPointer]:  # type: ignore[name-defined]
+def functions() -> tuple[ctypes._FuncPointer, ctypes._FuncPointer]:
     """`drive(launches, first, end, execute, stream)` and `bind(cells, count, memories, count,
     buffers, set_handle)`; both give the GIL back while they run."""
     drive, bind = llvm.compile_ir(_IR, ["tensorlite_drive", "tensorlite_bind"])

@@ -268,7 +268,7 @@ class Program:
         self.new_avals = builder.new_avals
         self.layout: Layout = place(builder.lives)
         self.plans = list(plans)  # which own the handles of their calls
-        nests = {launch.nest.key(): launch.nest for launch in self.launches if _is_nest(launch)}
+        nests = {x.nest.key(): x.nest for x in self.launches if isinstance(x, NestLaunch)}
         addresses = llvm.compile_nests(list(nests.values())) if nests else []
         self.functions = dict(zip(nests, addresses, strict=True))
         self.sections = _sections(self.launches)
@@ -328,10 +328,6 @@ class Program:
             buffers[number] if buffers[number].shape == shape else buffers[number].reshape(shape)
             for number, shape in self.results
         )
-
-
-def _is_nest(launch: Launch) -> bool:
-    return isinstance(launch, NestLaunch)
 
 
 def _sections(launches: Sequence[Launch]) -> list[tuple[int, int]]:
