@@ -5,12 +5,8 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
-import threading
 import warnings
-from collections.abc import Sequence
 from typing import Any
-
-_lock = threading.Lock()
 
 
 @functools.cache
@@ -53,11 +49,18 @@ def _binding() -> Any:
     return binding
 
 
+def _version() -> str:
+    import llvmlite
+
+    return llvmlite.__version__
+
+
 class _Machine:
     """The processor that code is made for, and the engine that holds the code."""
 
     def __init__(self) -> None:
         binding = _binding()
+        self.version = f"llvmlite {_version()}"
         self.cpu = binding.get_host_cpu_name()
         features = binding.get_host_cpu_features()
         self.features = features.flatten()
@@ -81,6 +84,11 @@ class _Machine:
             cpu=self.cpu, features=self.features, opt=2, codemodel="jitdefault", jit=True
         )
 
+    @property
+    def description(self) -> str:
+        """What machine code depends on beside the IR."""
+        return f"{self.version} {self.triple} {self.cpu} {self.features}"
+
     def compile(self, text: str) -> bytes:
         """An object file of optimized code."""
         binding = _binding()
@@ -102,16 +110,19 @@ class _Machine:
         self.engine.add_object_file(binding.ObjectFileRef.from_data(code))
         self.engine.finalize_object()
 
+    def address(self, name: str) -> int:
+        """Where a function is that was loaded.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        address = self.engine.get_function_address(name)
+        if not address:
+            raise KeyError(f"no function {name!r} was compiled")
+        return int(address)
+
 
 @functools.cache
 def machine() -> _Machine:
     """The machine of this process."""
     return _Machine()
-
-
-def compile_text(text: str, names: Sequence[str]) -> list[int]:
-    """Compile a module; the addresses of the functions `names`, which no other module has."""
-    with _lock:
-        here = machine()
-        here.load(here.compile(text))
-        return [here.engine.get_function_address(name) for name in names]
