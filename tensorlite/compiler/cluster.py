@@ -25,6 +25,7 @@ FEW_KEPT = 16  # kept points: with fewer, threads would share a fold and have to
 SMALL = 1 << 16  # points that one thread does by itself
 CACHED = 1 << 17  # bytes of a row that stay in the cache from one pass to the next
 REREAD = 0.1  # what a byte costs that is read from the cache
+SIBLINGS = 12  # readers of a value of which each is tried with each
 LAUNCH = 4096  # bytes that could be moved while a nest is started
 
 
@@ -93,6 +94,7 @@ class Clusters:
         }
         self._members = {m.number: m for m in members}
         self._producer = {var: m.number for m in members for var, _ in m.stores}
+        self._apart: set[tuple[int, int]] = set()  # groups that cannot be one, by their bits
         self._before: dict[int, int] = {}  # what each equation waits for, as a set of bits
         for k in sorted(needs):
             before = 0
@@ -106,23 +108,32 @@ class Clusters:
 
     def join(self) -> None:
         """Join what is worth it."""
-        edges = [
-            (-self._nbytes[var], reader, self._producer[var])
-            for var, readers in self._readers.items()
-            if var in self._producer
-            for reader in readers
-        ]
-        edges.sort()
-        siblings = sorted(
-            (-self._nbytes[var], readers)
-            for var, readers in self._readers.items()
-            if len(readers) > 1
-        )
-        self._along(edges)
-        for _, readers in siblings:
-            self._among(readers)
-        self._along(edges)
-        self._among([g.first for g in self.distinct() if not g.axes])
+        candidates = self._candidates()
+        joined = True
+        while joined:
+            joined = False
+            for first, second in candidates:
+                joined |= self._try(first, second)
+        scalars = [group.first for group in self.distinct() if not group.axes]
+        for first, second in itertools.combinations(scalars, 2):
+            self._try(first, second)
+
+    def _candidates(self) -> list[tuple[int, int]]:
+        """Pairs of members of which one reads the other or both read the same: first those after
+        which a value need not be stored, otherwise those that save the most."""
+        saved: dict[tuple[int, int], int] = {}
+        unstored: set[tuple[int, int]] = set()
+        for var, readers in self._readers.items():
+            pairs = list(itertools.combinations(readers[:SIBLINGS], 2))
+            pairs += itertools.pairwise(readers[SIBLINGS - 1 :])
+            if var in self._producer:
+                edges = [(self._producer[var], reader) for reader in readers]
+                pairs += edges
+                if len(readers) == 1 and var not in self._stored:
+                    unstored.update(edges)
+            for pair in pairs:
+                saved[pair] = saved.get(pair, 0) + self._nbytes[var]
+        return sorted(saved, key=lambda p: (p not in unstored, -saved[p], p[1], p[0]))
 
     def distinct(self) -> list[Group]:
         """Every group once, in the order of their first members."""
@@ -136,33 +147,14 @@ class Clusters:
     def _leaves(self, var: Var, inside: set[int]) -> bool:
         return var in self._stored or any(k not in inside for k in self._readers.get(var, ()))
 
-    def _along(self, edges: list[tuple[int, int, int]]) -> None:
-        """Join producers with consumers, as long as something changes."""
-        for _ in range(3):
-            joined = False
-            for _, reader, producer in edges:
-                joined |= self._try(producer, reader)
-            if not joined:
-                return
-
-    def _among(self, numbers: list[int]) -> None:
-        """Join groups that read the same."""
-        for first, second in itertools.combinations(numbers[:12], 2):
-            self._try(first, second)
-        for first, second in itertools.pairwise(numbers[12:]):
-            self._try(first, second)
-
     def _try(self, first: int, second: int) -> bool:
         left, right = self.groups[first], self.groups[second]
-        if left is right:
+        if left is right or (left.bits, right.bits) in self._apart:
             return False
-        matching = self._match(left, right)
-        if matching is None or self._in_a_circle(left, right):
-            return False
-        joined = self._joined(left, right, matching)
+        joined = None if self._in_a_circle(left, right) else self._joined(left, right)
         if joined is None:
+            self._apart.add((left.bits, right.bits))
             return False
-        self._axes.commit(matching)
         for member in joined.members:
             self.groups[member.number] = joined
         self._wait_together(joined)
@@ -196,8 +188,11 @@ class Clusters:
     def _large_first(self, entry: tuple[Var, Affine | None, Affine]) -> int:
         return -self._nbytes[entry[0]]
 
-    def _joined(self, left: Group, right: Group, matching: Matching) -> Group | None:
+    def _joined(self, left: Group, right: Group) -> Group | None:
         """The group of both, or None if their loops differ or it is not worth it."""
+        matching = self._match(left, right)
+        if matching is None:
+            return None
         if not left.folded and right.folded:
             left, right = right, left
         axes, others = matching.resolved(left.axes), matching.resolved(right.axes)
@@ -223,7 +218,10 @@ class Clusters:
         if group.traffic is None:
             return None
         apart = self._traffic_of(left) + self._traffic_of(right)
-        return group if group.traffic <= apart + LAUNCH else None
+        if group.traffic > apart + LAUNCH:
+            return None
+        self._axes.commit(matching)
+        return group
 
     def _one_order(self, left: Group, right: Group, matching: Matching) -> bool:
         """Whether all members to which the order of folded axes matters agree about it."""
