@@ -114,23 +114,12 @@ def cosh(k: Scalars, x: Scalar) -> Scalar:
     return k.where(size < 20, 0.5 * (y + 1 / y), 0.5 * half * half)
 
 
-# x * P(x**2) / Q(x**2) on [-9.02, 9.02], fitted to the relative error (1.3e-9).
-_TANH = (
-    (
-        0.99999999873496131,
-        0.13679948811924023,
-        0.0038683691456902779,
-        2.8008243976094815e-5,
-        3.0586719910430449e-8,
-        -1.2204561498891078e-11,
-    ),
-    (
-        1.0,
-        0.470132808922969,
-        0.027245992569525656,
-        0.00039387022888266669,
-        1.287418875135541e-6,
-    ),
+_TANH = (  # (tanh(x) / x - 1) / x**2 in x**2 for |x| <= 0.625
+    -0.33333328944134255,
+    0.13332769736976328,
+    -0.053850909578513581,
+    0.020997178999074751,
+    -0.0060967141659081976,
 )
 
 
@@ -139,10 +128,14 @@ def tanh(k: Scalars, x: Scalar) -> Scalar:
     if x.dtype == dtypes.float64:
         y = expm1(k, 2 * _clamped(k, k.abs(x), 0.0, 22.0))
         return k.copysign(y / (y + 2), x)
-    limited = _clamped(k, x, -9.02, 9.02)
-    z = limited * limited
-    y = limited * _polynomial(_TANH[0], z) / _polynomial(_TANH[1], z)
-    return _clamped(k, y, -1.0, 1.0)
+    form = _FORMATS[x.dtype]
+    size = k.abs(x)
+    z = x * x
+    small = size + size * (z * _polynomial(_TANH, z))
+    limited = k.where(size > 9.02, 9.02, size)  # where it is 1 in single precision
+    n, r = _whole_and_rest(k, 2 * limited)
+    power = (1 + (r + r * r * _polynomial(form.exp_tail, r))) * _power_of_two(n, form)
+    return k.copysign(k.where(size < 0.625, small, 1 - 2 / (power + 1)), x)
 
 
 # ---- logarithms ----------------------------------------------------------------------------------
@@ -338,8 +331,8 @@ def _unless_huge(k: Scalars, name: str, x: Scalar, y: Scalar) -> Scalar:
 
 # ---- the error function --------------------------------------------------------------------------
 
-_ERF = (  # erf(x) / x in x**2 for |x| <= 1
-    1.1283791670615434,
+_ERF = (  # erf(x) / x - 1 in x**2 for |x| <= 1
+    0.1283791670615434,
     -0.3761263846802871,
     0.11283782495236845,
     -0.026865430727670243,
@@ -369,7 +362,7 @@ def erf(k: Scalars, x: Scalar) -> Scalar:
         small = x * _ratio(_SMALL, x * x)
         return k.where(size <= 0.5, small, k.copysign(1 - _erfc(k, size), x))
     size = _clamped(k, k.abs(x), 0.0, 4.0)
-    small = x * _polynomial(_ERF, x * x)
+    small = x + x * _polynomial(_ERF, x * x)
     large = k.copysign(1 - exp(k, _polynomial(_LOG_ERFC, size)), x)
     return k.where(size < 0.95, small, large)
 
