@@ -113,7 +113,6 @@ def test_constants_are_those_of_the_library() -> None:
     assert {dtype.name: name_of("dt", v) for dtype, v in memory.DATA_TYPES.items()} == short
     algorithms = {
         "CONVOLUTION_DIRECT": "convolution_direct",
-        "DECONVOLUTION_DIRECT": "deconvolution_direct",
         "POOLING_MAX": "pooling_max",
         "POOLING_AVERAGE_WITH_PADDING": "pooling_avg_include_padding",
         "ELTWISE_LINEAR": "eltwise_linear",

@@ -102,8 +102,8 @@ for _prim in (pool_argmax_p, max_pool_p, softmax_p, log_softmax_p):
 
 # ---- matmul --------------------------------------------------------------------------
 
-# Products of fewer multiplications are faster by NumPy's BLAS, which does them in one thread.
-_SMALL = 1 << 18
+# Products of fewer multiplications are faster by NumPy's BLAS, which costs less to call.
+_SMALL = 1 << 19
 _products: dict[Any, _Planned] = {}
 
 
@@ -125,12 +125,8 @@ def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
     if found is None:
         z = matmul_p.abstract(Aval(x.shape, x.dtype), Aval(y.shape, y.dtype))
         assert isinstance(z, Aval)
-        chosen = plan_matmul(
-            *[Aval(a.shape, a.dtype) for a in (stored_x, stored_y)],
-            z,
-            transpose_a=is_swapped_x,
-            transpose_b=is_swapped_y,
-        )
+        avals = [Aval(a.shape, a.dtype) for a in (stored_x, stored_y)]
+        chosen = plan_matmul(*avals, z, transpose_a=is_swapped_x, transpose_b=is_swapped_y)
         if len(_products) >= _REMEMBERED:
             _products.clear()
         found = _products[key] = chosen, (z,)

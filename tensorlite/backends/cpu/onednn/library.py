@@ -94,12 +94,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
         *_slide,
         *((_handle,) * 2),
     ),
-    "deconvolution_forward_primitive_desc_create": (
-        *(_out, _handle, c_int, c_int),
-        *((_handle,) * 4),
-        *_slide,
-        _handle,
-    ),
     "matmul_primitive_desc_create": (_out, *(_handle,) * 6),
     "pooling_forward_primitive_desc_create": (
         *(_out, _handle, c_int, c_int, _handle, _handle),
