@@ -82,16 +82,15 @@ _FORMATS = {
 def exp(k: Scalars, x: Scalar) -> Scalar:
     """e ** x."""
     form = _FORMATS[x.dtype]
-    n, r = _whole_and_rest(k, _clamped(k, x, *form.exp_range))
+    n, _, r = _whole_and_rest(k, _clamped(k, x, *form.exp_range))
     y = 1 + (r + r * r * _polynomial(form.exp_tail, r))
-    half = n >> 1  # 2 ** n alone may overflow where the result is finite, or is subnormal
-    return y * _power_of_two(half, form) * _power_of_two(n - half, form)
+    return x.recorder.emit("scale", (y, n), x.dtype)
 
 
 def expm1(k: Scalars, x: Scalar) -> Scalar:
     """e ** x - 1, accurate near 0."""
     form = _FORMATS[x.dtype]
-    n, r = _whole_and_rest(k, _clamped(k, x, form.expm1_lowest, form.exp_range[1]))
+    _, n, r = _whole_and_rest(k, _clamped(k, x, form.expm1_lowest, form.exp_range[1]))
     y = r + r * r * _polynomial(form.exp_tail, r)
     scale = _power_of_two(n - 1, form)
     return k.where(x == 0, x, 2 * (y * scale + (scale - 0.5)))
@@ -128,13 +127,11 @@ def tanh(k: Scalars, x: Scalar) -> Scalar:
     if x.dtype == dtypes.float64:
         y = expm1(k, 2 * _clamped(k, k.abs(x), 0.0, 22.0))
         return k.copysign(y / (y + 2), x)
-    form = _FORMATS[x.dtype]
     size = k.abs(x)
     z = x * x
     small = size + size * (z * _polynomial(_TANH, z))
     limited = k.where(size > 9.02, 9.02, size)  # where it is 1 in single precision
-    n, r = _whole_and_rest(k, 2 * limited)
-    power = (1 + (r + r * r * _polynomial(form.exp_tail, r))) * _power_of_two(n, form)
+    power = exp(k, 2 * limited)
     return k.copysign(k.where(size < 0.625, small, 1 - 2 / (power + 1)), x)
 
 
@@ -438,14 +435,14 @@ def _clamped(k: Scalars, x: Scalar, low: float, high: float) -> Scalar:
     return k.where(x < low, low, k.where(x > high, high, x))
 
 
-def _whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar]:
-    """(n, r) such that x = n * ln(2) + r, |r| <= ln(2) / 2; n is an integer."""
+def _whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    """(n, n as an integer, r) such that x = n * ln(2) + r, |r| <= ln(2) / 2, n is whole."""
     form = _FORMATS[x.dtype]
     shifted = x * LOG2_E + form.rounder
     n = shifted - form.rounder
     rest = x - n * form.ln2[0] - n * form.ln2[1]
     start = int(np.asarray(form.rounder, x.dtype).view(form.integer))
-    return bitcast(shifted, form.integer) - start, rest
+    return n, bitcast(shifted, form.integer) - start, rest
 
 
 def _power_of_two(n: Scalar, form: _Format) -> Scalar:

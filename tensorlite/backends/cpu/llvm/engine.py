@@ -64,7 +64,8 @@ class _Machine:
         self.cpu = binding.get_host_cpu_name()
         features = binding.get_host_cpu_features()
         self.features = features.flatten()
-        self.register_bytes = 64 if features.get("avx512f") else 32 if features.get("avx") else 16
+        self.avx512 = bool(features.get("avx512f"))
+        self.register_bytes = 64 if self.avx512 else 32 if features.get("avx") else 16
         target = binding.Target.from_default_triple()
         self.triple = target.triple
         self.target = target.create_target_machine(

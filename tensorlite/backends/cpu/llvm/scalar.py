@@ -62,6 +62,8 @@ def apply(
         return place.value(f"bitcast {place.type(dtype)} {args[0]} to {place.type(result)}")
     if op == "where":
         return place.select(args[0], dtype, args[1], args[2])
+    if op == "scale":
+        return _scale(place, result, *args)
     if op == "rarely":
         return _rarely(place, attribute, dtype, *args)
     if op == "library":
@@ -191,6 +193,34 @@ def compare(place: Place, op: str, dtype: np.dtype[Any], x: str, y: str) -> str:
     if dtype.kind == "f":
         return place.value(f"fcmp {of_floats} {kind} {x}, {y}")
     return place.value(f"icmp {signed if dtype in dtypes.SIGNED else unsigned} {kind} {x}, {y}")
+
+
+def _scale(place: Place, dtype: np.dtype[Any], x: str, n: str) -> str:
+    """`x` * 2**n: one instruction of AVX-512, else two products, since 2**n alone may not be a
+    number where the result is one."""
+    kind = place.type(dtype)
+    if place.function.module.avx512 and place.lanes * dtype.itemsize == 64:
+        name = "llvm.x86.avx512.mask.scalef." + ("ps.512" if dtype.itemsize == 4 else "pd.512")
+        every = (f"i{place.lanes}", "-1")
+        rounding = ("i32", "4")  # as set
+        values = ((kind, x), (kind, n), (kind, "zeroinitializer"))
+        return place.function.call(kind, name, *values, every, rounding)
+    mantissa, bias = (23, 127) if dtype == dtypes.float32 else (52, 1023)
+    integer = dtypes.int32 if dtype == dtypes.float32 else dtypes.int64
+    bits = place.type(integer)
+    n = _truncated(place, n, dtype, integer)
+
+    def number(value: int) -> str:
+        return place.literal(value, integer)
+
+    half = place.value(f"ashr {bits} {n}, {number(1)}")
+    other = place.value(f"sub {bits} {n}, {half}")
+    for part in (half, other):
+        biased = place.value(f"add {bits} {part}, {number(bias)}")
+        shifted = place.value(f"shl {bits} {biased}, {number(mantissa)}")
+        power = place.value(f"bitcast {bits} {shifted} to {kind}")
+        x = place.value(f"fmul {kind} {x}, {power}")
+    return x
 
 
 # ---- conversions ---------------------------------------------------------------------------------

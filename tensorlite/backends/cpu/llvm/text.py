@@ -59,9 +59,10 @@ def _scalar_literal(value: Any, dtype: np.dtype[Any]) -> str:
 
 
 class Module:
-    """Functions and what they declare."""
+    """Functions and what they declare. `avx512`: its instructions may be named."""
 
-    def __init__(self) -> None:
+    def __init__(self, avx512: bool = False) -> None:
+        self.avx512 = avx512
         self.functions: list[str] = []
         self._declarations: dict[str, str] = {}
 
