@@ -28,6 +28,7 @@ from .loops import Instruction
 from .nesting import live, make_nest
 from .unregistered import Unregistered
 
+LONG = 40  # instructions from which on a view of views (concatenations) is stored
 CHEAP = 4.0  # the weight up to which a value is computed again rather than loaded
 # Bytes that could be moved in the time of one operation, where that is not about 1.
 _WEIGHTS = {
@@ -136,10 +137,18 @@ class _Fusion:
         """The equations that nests compute once. Those that are cheap are not among them."""
         members = []
         for k, eqn in enumerate(self._equations):
-            if k in self._stays or (k in self._inline and self._stored.isdisjoint(eqn.outputs)):
+            if k in self._stays:
+                continue
+            stored = not self._stored.isdisjoint(eqn.outputs)
+            if k in self._inline and not stored and eqn.prim not in (concat_p, pad_p):
                 continue
             member = self._member(k)
-            if self._is_cheap(eqn, member):
+            if eqn.prim in views:
+                if stored or member.instructions > LONG:
+                    members.append(member)
+                if member.instructions > LONG:
+                    self._inline.discard(k)
+            elif self._is_cheap(eqn, member):
                 self._inline.add(k)
             else:
                 members.append(member)

@@ -229,6 +229,17 @@ def test_a_gather_takes_the_nearest_element_where_an_index_is_out_of_range() -> 
     np.testing.assert_array_equal(result, 2 * ROW[[0, 0, 95, 95, 95, 95]])
 
 
+def test_views_of_views_do_not_grow_without_end() -> None:
+    def f(x: tl.Tensor) -> tl.Tensor:
+        for shift in range(1, 13):
+            x = tl.roll(x, shift, axis=0)
+        return x * 2
+
+    graph = assert_same(f, X)
+    assert max(len(e.params["nest"].body) for e in graph.equations) < 200
+    assert count(graph) <= 12
+
+
 def test_names_say_where_and_what() -> None:
     def f(x: tl.Tensor) -> tl.Tensor:
         with tl.named_scope("conv1"):
