@@ -167,6 +167,8 @@ class Builder:
         if eqn.prim is not nest_p:
             return None
         nest: Nest = eqn.params["nest"]
+        if nest.reduced:
+            return None  # it may run over its inputs again after it has written
         written = nest.outputs[eqn.outputs.index(var)].operand
         taken = {self._values.get(v) for v in eqn.outputs}
         roots = [self._root(atom) for atom in eqn.inputs]
