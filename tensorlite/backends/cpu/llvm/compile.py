@@ -50,7 +50,7 @@ def may_share(nest: Nest, output: int, source: int) -> bool:
     last time just before it is written. No other input may lie in that buffer."""
     target, operand = nest.outputs[output].operand, nest.inputs[source]
     read = [i for i in nest.body if i.op == "gather" and i.attribute[0] == source]
-    if target != operand or read:
+    if target != operand or read or 0 in nest.shape:
         return False
     spread = [s for s, n in zip(target.strides, nest.shape, strict=True) if n > 1]
     if 0 in spread:  # several points share an element

@@ -28,6 +28,10 @@ Bounds = dict[int, tuple[str, str]]
 
 def render(module: Module, name: str, source: Canonical, register_bytes: int) -> None:
     """Add the functions of a nest to a module, the one to call as `name`."""
+    nest = source.nest
+    if any(n == 0 for a, n in enumerate(nest.shape) if a not in nest.reduced):
+        Function(module, f"define void @{name}(ptr %buffers)").finish()  # nothing to write
+        return
     stages, temporaries = make_stages(source, register_bytes)
     if not temporaries:
         _render_plan(module, name, stages[0].plan)
@@ -35,7 +39,7 @@ def render(module: Module, name: str, source: Canonical, register_bytes: int) ->
     for number, stage in enumerate(stages):
         _render_plan(module, f"{name}.{number}", stage.plan)
     function = Function(module, f"define void @{name}(ptr %buffers)")
-    count = len(source.nest.inputs) + len(source.nest.outputs)
+    count = len(nest.inputs) + len(nest.outputs)
     pointers = []
     for number in range(count):
         at = function.value(f"getelementptr ptr, ptr %buffers, i64 {number}")
@@ -93,10 +97,7 @@ class _Units(Values):
 
     def write(self) -> None:
         """Write the whole function."""
-        function, plan, shape = self.function, self.plan, self.nest.shape
-        if math.prod(shape[a] for a in plan.outer) == 0:
-            function.finish()
-            return
+        function, plan = self.function, self.plan
         self._load_pointers()
         self._enter_level(-1)
         with function.loop("%begin", "%end") as unit:
