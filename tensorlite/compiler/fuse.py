@@ -5,7 +5,8 @@ computed wherever they are read; all else is computed once, in the group that `c
 it. Buffers between equations are contiguous. What stays outside of nests reads values that are
 stored; a reshape of such a value stays an equation, since it moves nothing.
 
-A gather in a nest does not look for indices out of range: it takes the nearest element.
+A gather in a nest does not look for indices out of range: it takes the nearest element. Which nests
+come out depends on the graph alone, not on the process, so that compiled ones can be kept on disk.
 """
 
 from __future__ import annotations
@@ -128,10 +129,12 @@ class _Fusion:
         if eqn.prim in self._keep or any(a.aval.size == 0 for a in (*eqn.inputs, *eqn.outputs)):
             return False
         if "window" in eqn.params:
-            return eqn.prim in folds | points and windows.fits(eqn.params["window"])
+            known = eqn.prim in folds or eqn.prim in points
+            return known and windows.fits(eqn.params["window"])
         if eqn.prim is concat_p:
             return len(eqn.inputs) <= structure.PARTS
-        return isinstance(eqn.prim, Elementwise) or eqn.prim in views | points | folds
+        known = any(eqn.prim in table for table in (views, points, folds))
+        return known or isinstance(eqn.prim, Elementwise)
 
     def _analyze(self) -> list[Member]:
         """The equations that nests compute once. Those that are cheap are not among them."""
@@ -167,7 +170,7 @@ class _Fusion:
     def _member(self, k: int) -> Member:
         """What a nest of this equation alone reads and computes."""
         eqn = self._equations[k]
-        if eqn.prim in folds and k not in self._inline:
+        if eqn.prim in folds:
             sizes, folded = folds[eqn.prim].axes(eqn)
         else:
             sizes, folded = eqn.outputs[0].aval.shape, ()
@@ -219,7 +222,7 @@ class _Fusion:
         """The point of a result of equation k at a point of its loop."""
         eqn = self._equations[k]
         loop = [self._axes.resolve(index) for index in self._loops[k]]
-        if eqn.prim in folds and k not in self._inline:
+        if eqn.prim in folds:
             folded = folds[eqn.prim].axes(eqn)[1]
             loop = [index for axis, index in enumerate(loop) if axis not in folded]
         return Place(eqn.outputs[output].aval.shape, loop)

@@ -2,8 +2,9 @@
 
 Equations of small constants are computed now, equal ones are merged, chains of views and casts
 become one, and what changes nothing is left out. Nothing is rewritten that would change a result,
-the sign of a zero included (but the sum of a single -0.0 is -0.0 here). Results of an `optimization_barrier` are values of their own, so that
-the second run of a checkpoint is not merged with the first.
+the sign of a zero included (but the sum of a single -0.0 is -0.0 here). Results of an
+`optimization_barrier` are values of their own, so that the second run of a checkpoint is not merged
+with the first.
 
 A product with a transposed matrix becomes an equation of `matmul_t`, with the parameters
 `transpose_a` and `transpose_b`: which of the operands has its last two axes exchanged.
