@@ -40,7 +40,14 @@ class Folds:
     ):
         self.function = function
         self.plan = plan
-        self.positions = list(positions)
+        # The largest value that argmax keeps at hand is the result of a max of the same values.
+        searched = {self._argument(p): p for p in positions if self._kind(p) == "argmax"}
+        self._shared = {
+            p: searched[self._argument(p)]
+            for p in positions
+            if self._kind(p) == "max" and self._argument(p) in searched
+        }
+        self.positions = [p for p in positions if p not in self._shared]
         # The vector axis is inner: all lanes and copies are folded into one.
         self.across = plan.vector in plan.inner
         self.copies = plan.copies if self.across else copies
@@ -53,6 +60,9 @@ class Folds:
 
     def _kind(self, position: int) -> str:
         return self.plan.nest.body[position].attribute
+
+    def _argument(self, position: int) -> int:
+        return self.plan.nest.body[position].args[0]
 
     def _dtype(self, position: int) -> np.dtype[Any]:
         return self.plan.nest.body[self.plan.nest.body[position].args[0]].dtype
@@ -137,33 +147,33 @@ class Folds:
         """The results: one value for each copy, or one alone if lanes were folded."""
         results: dict[int, list[str]] = {}
         for position in self.positions:
-            dtype = self._dtype(position)
-            kind = register_type(dtype, self.lanes)
-            slots = self._block_sums if self._is_blocked(position) else self._slots
-            values = [
-                self.function.value(f"load {kind}, ptr {slots[position, c]}")
-                for c in range(self.copies)
-            ]
-            numbers: list[str] = []
-            if self._kind(position) == "argmax":
-                wide = register_type(_NUMBER, self.lanes)
-                numbers = [
-                    self.function.value(f"load {wide}, ptr {self._number_slots[position, c]}")
-                    for c in range(self.copies)
-                ]
+            values, numbers = self._accumulated(position)
             if self.across:
                 values, numbers = self._folded(position, values, numbers)
             elif not self.plan.is_vector(position) and self.lanes > 1:
-                kind = register_type(dtype, self.lanes)
-                values, numbers = self._first_lane(dtype, values[0], numbers)
+                values, numbers = self._first_lane(self._dtype(position), values[0], numbers)
+            for largest, searched in self._shared.items():
+                if searched == position:
+                    results[largest] = values
             if numbers:
-                place = Place(
-                    self.function,
-                    1 if len(values) == 1 and not self._many(position) else self.lanes,
-                )
+                place = Place(self.function, self.lanes if self._many(position) else 1)
                 values = [cast(place, n, _NUMBER, dtypes.int64) for n in numbers]
             results[position] = values
         return results
+
+    def _accumulated(self, position: int) -> tuple[list[str], list[str]]:
+        """What the accumulators of each copy hold: values, and for argmax numbers of points."""
+
+        def loaded(dtype: np.dtype[Any], slots: dict[tuple[int, int], str]) -> list[str]:
+            kind = register_type(dtype, self.lanes)
+            chosen = [slots[position, copy] for copy in range(self.copies)]
+            return [self.function.value(f"load {kind}, ptr {slot}") for slot in chosen]
+
+        slots = self._block_sums if self._is_blocked(position) else self._slots
+        values = loaded(self._dtype(position), slots)
+        if self._kind(position) != "argmax":
+            return values, []
+        return values, loaded(_NUMBER, self._number_slots)
 
     def _many(self, position: int) -> bool:
         return not self.across and self.plan.is_vector(position)

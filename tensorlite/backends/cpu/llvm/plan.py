@@ -235,5 +235,8 @@ def estimate(plan: Plan) -> float:
     points = math.prod(plan.nest.shape)
     if plan.partition is not None:
         points //= plan.nest.shape[0]
-    work = len(plan.nest.body) * max(plan.passes, 1)
-    return points * work / max(plan.lanes, 1) * 0.4 + 10
+    work = len(plan.nest.body) * max(plan.passes, 1) / max(plan.lanes, 1)
+    nest = plan.nest
+    operands = [*nest.inputs, *[o.operand for o in nest.outputs]]
+    moved = sum(o.dtype.itemsize for o in operands if any(o.strides))
+    return points * (0.4 * work + 0.02 * moved) + 10

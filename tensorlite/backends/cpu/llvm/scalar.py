@@ -205,6 +205,8 @@ def _scale(place: Place, dtype: np.dtype[Any], x: str, n: str) -> str:
         rounding = ("i32", "4")  # as set
         values = ((kind, x), (kind, n), (kind, "zeroinitializer"))
         return place.function.call(kind, name, *values, every, rounding)
+    if place.function.module.avx512 and place.lanes * dtype.itemsize == 128:
+        return _in_halves(place, lambda p, *args: _scale(p, dtype, *args), dtype, (x, n))
     mantissa, bias = (23, 127) if dtype == dtypes.float32 else (52, 1023)
     integer = dtypes.int32 if dtype == dtypes.float32 else dtypes.int64
     bits = place.type(integer)
@@ -221,6 +223,26 @@ def _scale(place: Place, dtype: np.dtype[Any], x: str, n: str) -> str:
         power = place.value(f"bitcast {bits} {shifted} to {kind}")
         x = place.value(f"fmul {kind} {x}, {power}")
     return x
+
+
+def _in_halves(
+    place: Place, rule: Callable[..., str], dtype: np.dtype[Any], args: Sequence[str]
+) -> str:
+    """`rule` on the lower and on the upper half of the lanes."""
+    lanes, half = place.lanes, place.lanes // 2
+    wide, narrow = place.type(dtype), register_type(dtype, half)
+    results = []
+    for start in (0, half):
+        chosen = ", ".join(f"i32 {start + i}" for i in range(half))
+        parts = [
+            place.value(f"shufflevector {wide} {a}, {wide} poison, <{half} x i32> <{chosen}>")
+            for a in args
+        ]
+        results.append(rule(Place(place.function, half), *parts))
+    every = ", ".join(f"i32 {i}" for i in range(lanes))
+    low, high = results
+    joined = f"shufflevector {narrow} {low}, {narrow} {high}, <{lanes} x i32> <{every}>"
+    return place.value(joined)
 
 
 # ---- conversions ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ ENOUGH_UNITS = 16  # that threads can share without splitting
 LEAST_NANOSECONDS = 16000.0  # that splitting must be worth
 PART = 16384  # points in a part, at least
 MOST_PARTS = 64
-MOST_KEPT = 4096  # points whose partial results are kept
+MOST_RESULTS = 1 << 15  # of all parts together: they lie on the stack
 
 
 class Stage(NamedTuple):
@@ -50,11 +50,11 @@ def make_stages(source: Canonical, register_bytes: int) -> Stages:
     if not folded or plan.units >= ENOUGH_UNITS or estimate(plan) < LEAST_NANOSECONDS:
         return whole
     axis = max(nest.reduced, key=lambda a: nest.shape[a])
-    parts = min(MOST_PARTS, math.prod(nest.shape) // PART)
+    parts = min(MOST_PARTS, math.prod(nest.shape) // PART, MOST_RESULTS // max(kept, 1))
     size = -(-nest.shape[axis] // max(parts, 1))
     if size > MOST_SIDE_BY_SIDE:
         size = -(-size // MOST_SIDE_BY_SIDE) * MOST_SIDE_BY_SIDE
-    if kept > MOST_KEPT or size >= nest.shape[axis]:
+    if parts < 2 or size >= nest.shape[axis]:
         return whole
     return _Splitter(source, register_bytes, Partition(axis + 1, size)).split()
 
