@@ -13,7 +13,7 @@ from tensorlite import nn, observe
 from tensorlite.backends.cpu import executor, native
 from tensorlite.backends.cpu.compile import compile_program
 from tensorlite.backends.cpu.executor import compile_graph
-from tensorlite.backends.cpu.program import CallLaunch, NestLaunch, Program, PythonStep
+from tensorlite.backends.cpu.program import CallLaunch, NativeLaunch, Program, PythonStep
 from tensorlite.device import lowerings_of
 from tensorlite.graph import make_graph
 
@@ -58,7 +58,7 @@ IMAGES, W1, B1, W2 = random(4, 8, 8, 3), random(3, 3, 3, 5), random(5), random(8
 
 def test_a_network_runs_without_python() -> None:
     compiled = check(network, IMAGES, W1, B1, W2)
-    assert set(kinds(compiled)) == {NestLaunch, CallLaunch}
+    assert set(kinds(compiled)) == {NativeLaunch, CallLaunch}
     assert len(compiled.sections) == 1
 
 
@@ -72,8 +72,16 @@ def test_its_gradient() -> None:
 
 def test_what_has_no_native_code_runs_in_between() -> None:
     compiled = check(lambda x: tl.exp(tl.sort(tl.sin(x) * 2, axis=0)), random(6, 5))
-    assert kinds(compiled) == [NestLaunch, PythonStep, NestLaunch]
+    assert kinds(compiled) == [NativeLaunch, PythonStep, NativeLaunch]
     assert compiled.sections == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_random_bits_are_native_and_the_same() -> None:
+    key = np.asarray(tl.random.key(7))
+    compiled = check(lambda key: tl.random.bits(key, (3, 5)), key)
+    assert kinds(compiled) == [NativeLaunch]
+    check(lambda key: tl.random.uniform(key, (33, 5)), key)
+    check(tl.vmap(lambda key: tl.random.bits(key, (4,), dtype=tl.uint64)), np.stack([key, key + 1]))
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,14 @@ import numpy as np
 
 from ... import observe
 from ...compiler.fuse import nest_p
-from ...compiler.loops import Nest, Operand
+from ...compiler.loops import Nest
 from ...compiler.memory import ALIGNMENT, Layout, Life, place
 from ...core import Aval, Primitive
 from ...device import get_device
 from ...graph import Atom, Equation, Graph, Var
 from ...ops.control import barrier_p, stop_gradient_p
 from ...ops.creation import transfer_p
+from ...ops.random import bits_p
 from ...ops.shape import reshape_p
 from . import llvm, native
 from .onednn import library as onednn
@@ -42,11 +43,23 @@ class Value(NamedTuple):
     number: int
 
 
-class NestLaunch(NamedTuple):
-    """A call of a compiled nest with the pointers of its inputs and outputs."""
+class NativeLaunch(NamedTuple):
+    """A call of compiled code with the pointers of its inputs and outputs; `code` is what to
+    compile, a nest or an equation of random bits."""
 
-    nest: Nest
+    code: Nest | RandomBits
     values: tuple[Value, ...]
+
+
+class RandomBits(NamedTuple):
+    """Uniform integers of `shape` for each of `keys` keys."""
+
+    keys: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def key(self) -> Any:
+        return self
 
 
 class CallLaunch(NamedTuple):
@@ -66,7 +79,7 @@ class PythonStep(NamedTuple):
     outputs: tuple[tuple[Value, Aval], ...]
 
 
-Launch = NestLaunch | CallLaunch | PythonStep
+Launch = NativeLaunch | CallLaunch | PythonStep
 
 
 class Step(NamedTuple):
@@ -167,33 +180,27 @@ class Builder:
         if eqn.prim is not nest_p:
             return None
         nest: Nest = eqn.params["nest"]
-        if nest.reduced:
-            return None  # it may run over its inputs again after it has written
-        written = nest.outputs[eqn.outputs.index(var)].operand
         taken = {self._values.get(v) for v in eqn.outputs}
         roots = [self._root(atom) for atom in eqn.inputs]
-        for place_of, (root, operand) in enumerate(zip(roots, nest.inputs, strict=True)):
-            if not isinstance(root, Var) or not _aligned(nest, place_of, operand, written):
+        for source, root in enumerate(roots):
+            if not isinstance(root, Var) or self._last_reads[root] != number:
                 continue
             value = self._values[root]
-            is_last = self._last_reads[root] == number and roots.count(root) == 1
-            if not is_last or value.external or value in taken:
+            if value.external or value in taken or roots.count(root) > 1:
                 continue
-            if self.lives[value.number].size == _bytes(var.aval):
+            same_size = self.lives[value.number].size == _bytes(var.aval)
+            if same_size and llvm.may_share(nest, eqn.outputs.index(var), source):
                 return value
         return None
 
     def _launch(self, number: int, eqn: Equation) -> None:
         inputs = [self._value(atom) for atom in eqn.inputs]
-        if any(v.aval.size == 0 for v in eqn.outputs):
-            plan = None  # nothing to compute; a Python step gives the empty arrays
-        elif eqn.prim is nest_p:
-            outputs = [self._result(number, eqn, var) for var in eqn.outputs]
-            self.launches.append(NestLaunch(eqn.params["nest"], (*inputs, *outputs)))
-            return
-        else:
-            plan = self._planner(eqn)
         outputs = [self._result(number, eqn, var) for var in eqn.outputs]
+        code = _native_code(eqn)
+        if code is not None:
+            self.launches.append(NativeLaunch(code, (*inputs, *outputs)))
+            return
+        plan = self._planner(eqn)
         if plan is None:
             self.launches.append(
                 PythonStep(
@@ -225,6 +232,15 @@ class Builder:
         return kernel
 
 
+def _native_code(eqn: Equation) -> Nest | RandomBits | None:
+    """What to compile for an equation, if our own compiler is to run it."""
+    if eqn.prim is nest_p:
+        return eqn.params["nest"]
+    if eqn.prim is bits_p and eqn.outputs[0].aval.size > 0:
+        return RandomBits(eqn.inputs[0].aval.size // 4, **eqn.params)
+    return None
+
+
 _ALIASES = (reshape_p, stop_gradient_p, barrier_p)
 
 
@@ -248,15 +264,6 @@ def _bytes(aval: Aval) -> int:
     return aval.size * aval.dtype.itemsize
 
 
-def _aligned(nest: Nest, place_of: int, read: Operand, written: Operand) -> bool:
-    """Whether every point reads from `read` only what it writes to `written`."""
-    same = read.strides == written.strides and read.offset == written.offset
-    sized = read.dtype.itemsize == written.dtype.itemsize
-    apart = all(s != 0 or n == 1 for s, n in zip(written.strides, nest.shape, strict=True))
-    gathered = any(i.op == "gather" and i.attribute[0] == place_of for i in nest.body)
-    return same and sized and apart and not gathered
-
-
 class Program:
     """Launches and the layout of their memory; call it with NumPy arrays."""
 
@@ -270,9 +277,8 @@ class Program:
         self.new_avals = builder.new_avals
         self.layout: Layout = place(builder.lives)
         self.plans = list(plans)  # which own the handles of their calls
-        nests = {x.nest.key(): x.nest for x in self.launches if isinstance(x, NestLaunch)}
-        addresses = llvm.compile_nests(list(nests.values())) if nests else []
-        self.functions = dict(zip(nests, addresses, strict=True))
+        codes = {x.code.key(): x.code for x in self.launches if isinstance(x, NativeLaunch)}
+        self.functions = {key: _compiled(code) for key, code in codes.items()}
         self.sections = _sections(self.launches)
         self._idle: list[_Instance] = []
 
@@ -332,6 +338,13 @@ class Program:
         )
 
 
+def _compiled(code: Nest | RandomBits) -> int:
+    """The address of the compiled code."""
+    if isinstance(code, RandomBits):
+        return llvm.compile_random_bits(*code)
+    return llvm.compile_nests([code])[0]
+
+
 def _sections(launches: Sequence[Launch]) -> list[tuple[int, int]]:
     """Runs of native launches, and Python steps one by one."""
     sections: list[tuple[int, int]] = []
@@ -359,9 +372,9 @@ class _Instance:
         self._memories: list[tuple[int, int]] = []
         uses_onednn = False
         for line, launch in enumerate(program.launches):
-            if isinstance(launch, NestLaunch):
+            if isinstance(launch, NativeLaunch):
                 cells = self._pointers(launch.values)
-                function = program.functions[launch.nest.key()]
+                function = program.functions[launch.code.key()]
                 self._table[line] = (native.NEST, len(launch.values), function, _address(cells))
             elif isinstance(launch, CallLaunch):
                 uses_onednn = True
