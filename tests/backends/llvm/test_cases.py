@@ -251,3 +251,28 @@ def test_outputs_in_the_buffer_of_an_input() -> None:
     want = np.exp(data) / np.exp(data).sum(axis=1, keepdims=True)
     llvm.run_nest(alone, [data], [data])
     np.testing.assert_allclose(data, want, rtol=1e-5)
+
+
+def test_float16_on_processors_without_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All float16 there are, to float32 and back, and float32 that are rounded to them."""
+    from tensorlite.backends.cpu.llvm.engine import machine
+
+    monkeypatch.setattr(machine(), "float16", False)
+    monkeypatch.setenv("TENSORLITE_CACHE", "")  # this code is not what others should find
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    between = np.random.default_rng(0).normal(size=2**16).astype(np.float32)
+    between *= 2.0 ** np.random.default_rng(1).integers(-30, 20, 2**16)
+    for x, target in ((every, dtypes.float32), (between, dtypes.float16)):
+        recorder = Recorder()
+        value = recorder.cast(recorder.emit("load", (), x.dtype, 0), target)
+        nest = Nest(
+            (2**16,),
+            (),
+            (Operand(x.dtype, (1,)),),
+            tuple(recorder.body),
+            (Output(value.position, Operand(target, (1,))),),
+        )
+        out = np.zeros(2**16, target)
+        llvm.run_nest(nest, [x], [out])
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(out, x.astype(target))

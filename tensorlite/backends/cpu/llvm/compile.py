@@ -105,7 +105,7 @@ def _compiled(what: str, write: Callable[[Module, str], None]) -> int:
     name = f"f{key}"
 
     def text() -> str:
-        module = Module(machine().avx512)
+        module = Module(machine().avx512, machine().float16)
         write(module, name)
         return str(module)
 

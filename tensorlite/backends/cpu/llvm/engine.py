@@ -65,6 +65,7 @@ class _Machine:
         features = binding.get_host_cpu_features()
         self.features = features.flatten()
         self.avx512 = bool(features.get("avx512f"))
+        self.float16 = bool(features.get("f16c")) or "x86" not in binding.get_default_triple()
         self.register_bytes = 64 if self.avx512 else 32 if features.get("avx") else 16
         target = binding.Target.from_default_triple()
         self.triple = target.triple

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .... import dtypes
+from .place import Place
 from .plan import Plan
-from .scalar import Place, apply, cast, compare
+from .scalar import apply, cast, compare
 from .text import Function, literal, register_type, vector
 
 _OPERATIONS = {

@@ -7,43 +7,14 @@ NaN, infinities and signed zeros are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .... import dtypes
-from .text import Function, literal, register_type, vector
-
-
-class Place(NamedTuple):
-    """Where an operation is written, and in how many lanes."""
-
-    function: Function
-    lanes: int
-
-    def type(self, dtype: np.dtype[Any]) -> str:
-        """The type of values of `dtype` here."""
-        return register_type(dtype, self.lanes)
-
-    def value(self, text: str) -> str:
-        """Append an instruction."""
-        return self.function.value(text)
-
-    def literal(self, value: Any, dtype: np.dtype[Any]) -> str:
-        """A constant operand."""
-        return literal(value, dtype, self.lanes)
-
-    def intrinsic(self, name: str, dtype: np.dtype[Any], *args: str) -> str:
-        """Call an LLVM intrinsic on values of one dtype."""
-        kind = self.type(dtype)
-        suffix = _suffix(dtype, self.lanes)
-        return self.function.call(kind, f"llvm.{name}.{suffix}", *[(kind, a) for a in args])
-
-    def select(self, condition: str, dtype: np.dtype[Any], x: str, y: str) -> str:
-        """`x` where the condition holds, else `y`."""
-        kind = self.type(dtype)
-        mask = vector("i1", self.lanes)
-        return self.value(f"select {mask} {condition}, {kind} {x}, {kind} {y}")
+from .halves import from_half, to_bfloat16, to_float16
+from .place import Place, suffix
+from .text import Function, register_type, vector
 
 
 def apply(
@@ -126,7 +97,7 @@ def _integer_abs(p: Place, d: np.dtype[Any], x: str) -> str:
     if d in dtypes.UNSIGNED:
         return x
     kind = p.type(d)
-    name = f"llvm.abs.{_suffix(d, p.lanes)}"
+    name = f"llvm.abs.{suffix(d, p.lanes)}"
     return p.function.call(kind, name, (kind, x), ("i1", "false"))
 
 
@@ -253,47 +224,18 @@ def cast(place: Place, x: str, source: np.dtype[Any], target: np.dtype[Any]) -> 
     if source == target:
         return x
     if source in (dtypes.float16, dtypes.bfloat16):
-        wide = _from_half(place, x, source)
+        wide = from_half(place, x, source)
         return cast(place, wide, dtypes.float32, target)
     if target == dtypes.float16:
         narrow = cast(place, x, source, dtypes.float32)
-        return place.value(f"fptrunc {place.type(dtypes.float32)} {narrow} to {place.type(target)}")
+        return to_float16(place, narrow)
     if target == dtypes.bfloat16:
-        return _to_bfloat16(place, cast(place, x, source, dtypes.float32))
+        return to_bfloat16(place, cast(place, x, source, dtypes.float32))
     if target == dtypes.bool_:
         return compare(place, "not_equal", source, x, place.literal(0, source))
     if source.kind == "f":
         return _from_float(place, x, source, target)
     return _from_integer(place, x, source, target)
-
-
-def _from_half(place: Place, x: str, source: np.dtype[Any]) -> str:
-    single = place.type(dtypes.float32)
-    if source == dtypes.float16:
-        return place.value(f"fpext {place.type(source)} {x} to {single}")
-    bits = place.type(dtypes.int32)
-    wide = place.value(f"zext {place.type(source)} {x} to {bits}")
-    high = place.value(f"shl {bits} {wide}, {place.literal(16, dtypes.int32)}")
-    return place.value(f"bitcast {bits} {high} to {single}")
-
-
-def _to_bfloat16(place: Place, x: str) -> str:
-    """Round to nearest, ties to even; NaN stays NaN."""
-    bits, int32 = place.type(dtypes.int32), dtypes.int32
-
-    def number(value: int) -> str:
-        return place.literal(value, int32)
-
-    whole = place.value(f"bitcast {place.type(dtypes.float32)} {x} to {bits}")
-    high = place.value(f"lshr {bits} {whole}, {number(16)}")
-    odd = place.value(f"and {bits} {high}, {number(1)}")
-    bump = place.value(f"add {bits} {odd}, {number(0x7FFF)}")
-    rounded = place.value(f"add {bits} {whole}, {bump}")
-    number_bits = place.value(f"lshr {bits} {rounded}, {number(16)}")
-    quiet = place.value(f"or {bits} {high}, {number(0x40)}")
-    nan = place.value(f"fcmp uno {place.type(dtypes.float32)} {x}, {x}")
-    chosen = place.select(nan, int32, quiet, number_bits)
-    return place.value(f"trunc {bits} {chosen} to {place.type(dtypes.bfloat16)}")
 
 
 def _from_float(place: Place, x: str, source: np.dtype[Any], target: np.dtype[Any]) -> str:
@@ -347,7 +289,7 @@ def _by_lane(place: Place, name: str, dtype: np.dtype[Any], args: Sequence[str])
     kind, scalar = place.type(dtype), register_type(dtype)
     if place.lanes == 1:
         return place.function.call(scalar, name, *[(scalar, a) for a in args])
-    helper = f"lanes.{name}.{_suffix(dtype, place.lanes)}"
+    helper = f"lanes.{name}.{suffix(dtype, place.lanes)}"
     _define_lane_loop(place, helper, name, dtype, len(args))
     operands = ", ".join(f"{kind} {a}" for a in args)
     return place.value(f"call {kind} @{helper}({operands})")
@@ -430,9 +372,3 @@ def _integer_power(function: Function, dtype: np.dtype[Any]) -> str:
     ]
     function.module.define(name, "\n".join(lines))
     return name
-
-
-def _suffix(dtype: np.dtype[Any], lanes: int) -> str:
-    base = {dtypes.float32: "f32", dtypes.float64: "f64", dtypes.bool_: "i1"}.get(dtype)
-    name = base or f"i{8 * dtype.itemsize}"
-    return name if lanes == 1 else f"v{lanes}{name}"

@@ -59,10 +59,12 @@ def _scalar_literal(value: Any, dtype: np.dtype[Any]) -> str:
 
 
 class Module:
-    """Functions and what they declare. `avx512`: its instructions may be named."""
+    """Functions and what they declare. `avx512`: its instructions may be named; `float16`: there
+    are instructions that convert it."""
 
-    def __init__(self, avx512: bool = False) -> None:
+    def __init__(self, avx512: bool = False, float16: bool = True) -> None:
         self.avx512 = avx512
+        self.float16 = float16
         self.functions: list[str] = []
         self._declarations: dict[str, str] = {}
 

@@ -11,8 +11,9 @@ import numpy as np
 from .... import dtypes
 from ....compiler.loops import Nest, Operand, Output
 from .axes import access_stride
+from .place import Place
 from .plan import Plan
-from .scalar import Place, apply
+from .scalar import apply
 from .text import Function, literal, memory_type, register_type, vector
 
 
