@@ -100,7 +100,7 @@ def asarray(
     obj: Any, /, *, dtype: Any = None, device: str | Device | None = None, copy: bool | None = None
 ) -> Tensor:
     """A tensor of the values of `obj`: a tensor, a NumPy array or anything NumPy understands, a
-    Python scalar, nested lists.
+    Python scalar, nested lists. A complex Python scalar counts as its real part if the other is 0.
 
     Args:
         dtype: wanted dtype. Default: that of `obj`; Python floats become float32, ints int64.
@@ -173,25 +173,33 @@ def weak_aval(scalar: bool | int | float) -> Aval:
 
 def _to_numpy(obj: Any, dtype: np.dtype | None) -> tuple[np.ndarray, bool]:
     """The values of `obj` as an array, and whether it may share memory with `obj`."""
+    if type(obj) is complex and obj.imag == 0:
+        obj = obj.real
     if type(obj) in (bool, int, float):
         return constant_array(obj, dtype or dtypes.of_python_scalar(obj), "asarray"), False
     nested = isinstance(obj, list | tuple)
     try:
         array = np.asarray(obj)
         source = array.dtype.newbyteorder("=")
-        if nested and source == np.float64 and not _holds(obj, np.ndarray | np.generic):
+        if nested and source != np.int64 and array.size and _only_integers(obj):
+            # Where one is beyond int64, NumPy takes uint64, object or, beside a smaller one, float64.
+            source = dtypes.bool_ if source == dtypes.bool_ else dtypes.default_int
+            dtype = dtype or source
+        elif nested and source == np.float64 and not _holds(obj, np.ndarray | np.generic):
             source = dtypes.default_float
         if source not in dtypes.ALL:
             raise TypeError(
                 f"asarray: cannot make a tensor of {type(obj).__name__} with dtype {array.dtype}"
             )
-        if nested and source in dtypes.INTEGERS and dtype is not None:
+        if nested and source in dtypes.INTEGERS and dtype in dtypes.INTEGERS:
             result = np.asarray(obj, dtype)  # refuses Python integers that do not fit
         else:
             with np.errstate(all="ignore"):
                 result = array.astype(dtype or source, copy=False)
     except OverflowError as error:
-        raise OverflowError(f"asarray: {error}") from None
+        raise OverflowError(
+            f"asarray: a number does not fit {dtype}: {error}; use another dtype"
+        ) from None
     except ValueError as error:
         why = "its rows differ in length" if "inhomogeneous" in str(error) else error
         raise ValueError(
@@ -214,6 +222,12 @@ def _can_change(array: np.ndarray) -> bool:
 def _holds(obj: Any, kinds: Any) -> bool:
     return any(
         isinstance(x, kinds) or (isinstance(x, list | tuple) and _holds(x, kinds)) for x in obj
+    )
+
+
+def _only_integers(obj: Any) -> bool:
+    return all(
+        isinstance(x, int) or (isinstance(x, list | tuple) and _only_integers(x)) for x in obj
     )
 
 

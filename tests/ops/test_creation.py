@@ -116,6 +116,19 @@ def test_nobody_can_change_a_tensor_through_what_it_was_made_from(number: int) -
     assert np.asarray(source).tolist() != before, "the change went somewhere else"
 
 
+@pytest.mark.parametrize("dtype", [tl.uint64, tl.float64, tl.float32, tl.bfloat16], ids=str)
+def test_lists_of_integers_on_both_sides_of_int64_keep_them(dtype: Any) -> None:
+    numbers = [2**64 - 1, 0, 2**63]
+    expected = numbers if dtype == tl.uint64 else [2.0**64, 0.0, 2.0**63]
+    assert tl.asarray(numbers, dtype=dtype).tolist() == expected
+    assert tl.asarray([numbers, numbers], dtype=dtype).tolist() == [expected, expected]
+
+
+def test_a_complex_scalar_that_is_real() -> None:
+    assert tl.asarray(0j).aval == tl.asarray(0.0).aval
+    assert tl.asarray(complex(2.5, -0.0), dtype=tl.float64).item() == 2.5
+
+
 def test_what_nobody_can_change_is_not_copied() -> None:
     owned = np.arange(4.0)
     owned.flags.writeable = False
@@ -154,6 +167,10 @@ def test_the_copy_option() -> None:
         ("abc", {}, TypeError, r"asarray: cannot make a tensor of str with dtype <U3"),
         (["1.5"], {"dtype": tl.float32}, TypeError, r"tensor of list with dtype <U3"),
         (1j, {}, TypeError, r"tensor of complex with dtype complex128"),
+        ([0j], {}, TypeError, r"tensor of list with dtype complex128"),
+        ([2**63], {}, OverflowError, r"asarray: a number does not fit int64.*use another dtype"),
+        ([2**64 - 1, 0], {}, OverflowError, r"asarray: a number does not fit int64"),
+        ([2**64, 0], {"dtype": tl.uint64}, OverflowError, r"asarray: a number does not fit uint64"),
         (None, {}, TypeError, r"tensor of NoneType with dtype object"),
         ([1, None], {}, TypeError, r"tensor of list with dtype object"),
         (np.zeros(2, "M8[s]"), {}, TypeError, r"tensor of ndarray with dtype datetime64"),
