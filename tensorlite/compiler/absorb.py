@@ -14,6 +14,7 @@ from typing import Any
 from ..core import Aval, Primitive
 from ..graph import Atom, Equation, Graph, Var
 from ..ops.activation import relu
+from ..ops.broadcasting import Elementwise
 from ..ops.elementwise import add, sigmoid, tanh
 from .unregistered import Unregistered
 
@@ -49,11 +50,21 @@ def absorb(
     reads = Counter(a for eqn in graph.equations for a in eqn.inputs if isinstance(a, Var))
     reads.update(a for a in graph.outputs if isinstance(a, Var))
     reader = {a: k for k, e in enumerate(graph.equations) for a in e.inputs if isinstance(a, Var)}
+    # A term that is computed for this sum alone need not be stored if a loop nest does both.
+    passing = {
+        id(var)
+        for eqn in graph.equations
+        if isinstance(eqn.prim, Elementwise)
+        for var in eqn.outputs
+        if reads[var] == 1
+    }
     replaced: dict[int, Equation | None] = {}  # None: it has gone into another one
     for k, eqn in enumerate(graph.equations):
         if eqn.prim not in heavy or k in replaced:
             continue
         chain = _chain(graph, eqn, reads, {v: n for v, n in reader.items() if n not in replaced})
+        if chain and chain[-1][1][0] == "add" and id(chain[-1][1][1]) in passing:
+            chain.pop()
         while chain:
             whole = _whole(eqn, [link for _, link in chain], graph.equations[chain[-1][0]])
             if accepts(whole):

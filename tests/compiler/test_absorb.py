@@ -49,6 +49,16 @@ def test_a_residual_that_is_computed_later_comes_first() -> None:
     assert epilogues(graph) == [(("add", 2), ("tanh",))]
 
 
+def test_a_term_that_a_nest_computes_on_the_way_stays_there() -> None:
+    def f(x: tl.Tensor, w: tl.Tensor, v: tl.Tensor) -> tl.Tensor:
+        return w - (0.9 * v + x @ x)
+
+    graph = absorbed(f, tl.ones((3, 3)), tl.ones((3, 3)), tl.ones((3, 3)))
+    assert names(graph) == ["multiply", "matmul", "add", "subtract"]
+    kept = absorbed(lambda x, v: nn.relu(0.9 * v + x @ x), tl.ones((3, 3)), tl.ones((3, 3)))
+    assert epilogues(kept) == [(("add", 2), ("relu",))]
+
+
 def test_a_sum_of_two_products_goes_into_one_of_them() -> None:
     graph = absorbed(lambda x, y: x @ y + y @ x, tl.ones((3, 3)), tl.ones((3, 3)))
     assert sorted(names(graph)) == ["absorbed", "matmul"]
