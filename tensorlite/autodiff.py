@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import dtypes, tree
+from .arguments import as_positions, check_callables, check_function
 from .boxes import linearize
 from .core import Aval, Tensor
 from .ops.creation import asarray, full
@@ -25,7 +26,12 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         `(value, pullback)` or `(value, pullback, aux)`. `pullback(cotangent)`, where the cotangent
         has the structure, shapes and dtypes of the value, gives a tuple of cotangents, one for each
         primal. It may be called more than once.
+
+    Raises:
+        TypeError: `f` is no function.
+        ValueError: a cotangent is unlike the value.
     """
+    check_callables("vjp: takes a function and the point, as in vjp(f, x)", f)
     primals = tree.map(asarray, primals)
     leaves, treedef = tree.flatten(primals)
     active = [dtypes.is_float(leaf.dtype) for leaf in leaves]
@@ -36,7 +42,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         cts, ct_def = tree.flatten(cotangent)
         if ct_def != out_def:
             raise ValueError(
-                f"vjp: the cotangent has structure {ct_def}, the function's value {out_def}"
+                "vjp: the cotangent does not have the structure of the function's value: "
+                + tree.difference(out_def, ct_def)
             )
         cts = [_check_cotangent(ct, aval) for ct, aval in zip(cts, out_avals, strict=True)]
         gradients = iter(pull(cts))
@@ -55,6 +62,10 @@ def _check_cotangent(ct: Any, aval: Aval) -> Tensor | None:
     if ct.shape != aval.shape or ct.dtype != aval.dtype:
         raise ValueError(f"vjp: a cotangent is {ct.aval}, but the function's value there is {aval}")
     return ct
+
+
+def _described(argument: Any) -> str:
+    return str(argument.aval) if isinstance(argument, Tensor) else type(argument).__name__
 
 
 def _fill(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -80,18 +91,6 @@ class Chosen(NamedTuple):
     def trees(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """A tuple like that of the arguments, with these leaves."""
         return tree.unflatten(self.treedef, leaves)
-
-
-def check_argnums(what: str, argnums: Any) -> tuple[int, ...]:
-    """`argnums` as a tuple.
-
-    Raises:
-        TypeError: it is neither an int nor a sequence of ints.
-    """
-    positions = (argnums,) if isinstance(argnums, int) else argnums
-    if not isinstance(positions, tuple | list) or not all(isinstance(p, int) for p in positions):
-        raise TypeError(f"{what}: argnums is an int or a sequence of ints, got {argnums!r}")
-    return tuple(positions)
 
 
 def choose_arguments(
@@ -146,9 +145,11 @@ def value_and_grad(
         The gradient has the structure of the argument (a tuple of them if `argnums` is a sequence).
 
     Raises:
-        TypeError: a leaf to differentiate is not floating-point, or the value is not a scalar.
+        TypeError: `f` is no function, a leaf to differentiate is not floating-point, or the value
+            is not a scalar.
     """
-    positions = check_argnums("grad", argnums)
+    check_function("value_and_grad", f)
+    positions = as_positions("grad", "argnums", argnums)
 
     @functools.wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:
@@ -189,6 +190,7 @@ def _not_float(what: str, leaf: Tensor, path: str, positions: Sequence[int]) -> 
 def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """A function that gives the gradient of `f` (with `has_aux`, the pair `(gradient, aux)`). See
     `value_and_grad`."""
+    check_function("grad", f)
     both = value_and_grad(f, argnums, has_aux)
 
     @functools.wraps(f)
@@ -205,12 +207,26 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
 
     The pullback is linear in its cotangent, so its own pullback is the pushforward; under jit the
     first sweep is dead code and disappears.
+
+    Raises:
+        TypeError: `f` is no function, or primals or tangents are no sequence.
+        ValueError: primals and tangents differ in structure, shapes or dtypes.
     """
+    check_callables("jvp: takes a function, the point and a direction, as in jvp(f, (x,), (v,))", f)
+    for arguments in (primals, tangents):
+        if not isinstance(arguments, tuple | list):
+            raise TypeError(
+                "jvp: primals and tangents are sequences, one entry per argument, "
+                f"got {_described(arguments)}; write jvp(f, (x,), (v,))"
+            )
     points_tree = tree.map(asarray, tuple(primals))
     leaves, treedef = tree.flatten(points_tree)
     directions, tangent_def = tree.flatten(tuple(tangents))
     if tangent_def != treedef:
-        raise ValueError(f"jvp: tangents have structure {tangent_def}, primals {treedef}")
+        raise ValueError(
+            "jvp: the tangents do not have the structure of the primals: "
+            + tree.difference(treedef, tangent_def)
+        )
     active = [dtypes.is_float(leaf.dtype) for leaf in leaves]
     directions = [asarray(d) for d, a in zip(directions, active, strict=True) if a]
     points = [x for x, a in zip(leaves, active, strict=True) if a]

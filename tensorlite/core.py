@@ -68,7 +68,7 @@ class Tensor:
         T: Tensor
         mT: Tensor
 
-        def __getitem__(self, index: Any) -> Tensor: ...
+        def __getitem__(self, key: Any, /) -> Tensor: ...
         def __iter__(self) -> Iterator[Tensor]: ...
         def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
         def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
@@ -177,7 +177,7 @@ class Tensor:
             raise ValueError(
                 f"item: only a tensor with one element is a scalar, got shape {self.shape}"
             )
-        return np.asarray(self.concrete("item()").numpy()).reshape(()).item()
+        return self._scalar("item()")
 
     def tolist(self) -> Any:
         return self.numpy().tolist()
@@ -218,7 +218,7 @@ class Tensor:
             "tensors are not hashable: == compares elementwise; use id(t) or a name as the key"
         )
 
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, key: Any, value: Any, /) -> None:
         raise TypeError(
             "tensors are immutable: instead of x[i] = v write x = x.at[i].set(v) (also .add, "
             ".multiply, .min, .max)"

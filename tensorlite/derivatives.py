@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import dtypes, tree
-from .arguments import check_function
-from .autodiff import Chosen, check_argnums, choose_arguments, jvp, vjp
+from .arguments import as_positions, check_function
+from .autodiff import Chosen, choose_arguments, jvp, vjp
 from .core import Tensor
 from .ops.creation import asarray, zeros
 from .ops.shape import reshape
@@ -31,7 +31,7 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
     """
 
     check_function("jacrev", f)
-    positions = check_argnums("jacrev", argnums)
+    positions = as_positions("jacrev", "argnums", argnums)
 
     @functools.wraps(f)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def jacfwd(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
     """A function that gives the Jacobian of `f`, column by column in forward mode. See `jacrev`."""
 
     check_function("jacfwd", f)
-    positions = check_argnums("jacfwd", argnums)
+    positions = as_positions("jacfwd", "argnums", argnums)
 
     @functools.wraps(f)
     def jacobian(*args: Any, **kwargs: Any) -> Any:

@@ -55,15 +55,18 @@ def isdtype(dtype: DType, kind: DType | str | tuple[DType | str, ...]) -> bool:
     floating", or any of a tuple of these.
 
     Raises:
+        TypeError: `dtype` or `kind` is no dtype.
         ValueError: there is no such kind.
     """
+    if not isinstance(dtype, np.dtype):
+        raise TypeError(f"isdtype: takes a dtype such as tl.float32 or x.dtype, got {dtype!r}")
     if isinstance(kind, tuple):
         return any(isdtype(dtype, k) for k in kind)
     if isinstance(kind, str):
         if kind not in _KINDS:
             raise ValueError(f"isdtype: no kind {kind!r}; there are {', '.join(_KINDS)}")
         return dtype in _KINDS[kind]
-    return dtype == kind
+    return dtype == (kind if isinstance(kind, np.dtype) else canonical(kind))
 
 
 class FInfo(NamedTuple):

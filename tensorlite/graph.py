@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from . import tree
+from .arguments import check_function
 from .core import Aval, Primitive, Tensor, Trace, Tracer, TracerError, bind, leaked, new_trace
 from .device import Device, current_device
 from .ops.creation import asarray, weak_aval
@@ -248,7 +249,12 @@ def _result(leaf: Any, out: Any, index: int, trace: Trace) -> Tensor:
 
 def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
     """`make_graph(f)(*args)` is the graph of `f` at the shapes and dtypes of `args` (pytrees);
-    print it to read it."""
+    print it to read it.
+
+    Raises:
+        TypeError: `f` is no function.
+    """
+    check_function("make_graph", f)
 
     def traced(*args: Any, **kwargs: Any) -> Graph:
         leaves, treedef = tree.flatten((args, kwargs))

@@ -6,7 +6,8 @@
 
 A function of this file gives the same values whenever it is given the same key, on every device;
 use each key once and `split` it for more. Nothing is hidden in a global state, so runs can be
-repeated, and `tl.jit` and `tl.vmap` change nothing.
+repeated. `tl.vmap` changes nothing, `tl.jit` at most the rounding of what floating-point functions
+made of the bits, as in `normal`: keys, integers and `uniform` on [0, 1) stay the same.
 
 A key is a uint32 tensor of shape (4,). `shard` makes the key of a process that holds some rows of a
 batch, so that what all processes draw together is what one process would draw for the whole batch.
@@ -15,7 +16,6 @@ batch, so that what all processes draw together is what one process would draw f
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from . import dtypes
 from .core import Tensor, bind
 from .ops import random as generator
-from .ops.creation import arange, as_shape, asarray, cast, full
+from .ops.creation import arange, as_integer, as_shape, asarray, cast, full
 from .ops.elementwise import clip, erf, erfinv, log, where
 from .ops.index import take
 from .ops.reduce import argmax
@@ -57,10 +57,7 @@ def key(seed: int) -> Tensor:
     Raises:
         TypeError: `seed` is not an integer.
     """
-    try:
-        number = operator.index(seed) % 2**64
-    except TypeError:
-        raise TypeError(f"random.key: the seed is an integer, got {seed!r}") from None
+    number = as_integer("random.key: the seed is an integer", seed) % 2**64
     return asarray(np.array([number & 0xFFFFFFFF, number >> 32, 0, 0], np.uint32))
 
 
@@ -68,11 +65,16 @@ def split(key: Tensor, num: int = 2) -> Tensor:
     """`num` new keys, independent of each other and of `key`: uint32 of shape (num, 4).
 
     It unpacks, `k1, k2 = random.split(key)`, and `tl.vmap` maps over it.
+
+    Raises:
+        TypeError: `num` is not an integer.
+        ValueError: `num` is less than 1.
     """
     key = _checked("split", key)
-    if operator.index(num) < 1:
+    count = as_integer("random.split: num is an integer of at least 1", num)
+    if count < 1:
         raise ValueError(f"random.split: num must be at least 1, got {num}")
-    numbers = arange(operator.index(num), dtype=dtypes.int64, device=key.device)
+    numbers = arange(count, dtype=dtypes.int64, device=key.device)
     return bind(generator.fold_p, key, numbers, stream=generator.SPLIT)
 
 
@@ -104,10 +106,12 @@ def shard(key: Tensor, first_row: int, rows: int) -> Tensor:
     Keys made from it by `split` and `fold_in` behave in the same way.
 
     Raises:
+        TypeError: `first_row` or `rows` is not an integer.
         ValueError: `first_row` or `rows` is negative, or 2**32 or more.
     """
     key = _checked("shard", key)
-    first_row, rows = operator.index(first_row), operator.index(rows)
+    first_row = as_integer("random.shard: first_row is an integer", first_row)
+    rows = as_integer("random.shard: rows is an integer", rows)
     if not (0 <= first_row < 2**32 and 0 <= rows < 2**32):
         raise ValueError(
             f"random.shard: first_row and rows must be in [0, 2**32), got {first_row} and {rows}"
@@ -204,7 +208,8 @@ def randint(
         raise TypeError(
             f"random.randint: draws integers, got dtype {wanted}; use uniform for floats"
         )
-    low, high = operator.index(minval), operator.index(maxval)
+    low = as_integer("random.randint: minval is an integer", minval)
+    high = as_integer("random.randint: maxval is an integer", maxval)
     limits = np.iinfo(wanted)
     if low >= high:
         raise ValueError(f"random.randint: minval must be less than maxval, got [{low}, {high})")

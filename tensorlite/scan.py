@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import dtypes, tree
+from .arguments import check_callables
 from .composite import checkpoint as checkpointed
 from .core import Aval, Primitive, Tensor, bind
 from .device import current_device
@@ -63,10 +64,11 @@ def scan(
 
     Raises:
         ValueError: the inputs disagree in length, or `length` is missing.
-        TypeError: `f` returns no pair, or a carry unlike the one it got.
+        TypeError: `f` is no function, returns no pair, or a carry unlike the one it got.
     """
+    check_callables("scan: takes a function f(carry, x), as in tl.scan(f, init, xs)", f)
     init, xs = tree.map(asarray, init), tree.map(asarray, xs)
-    count = _length(xs, length)
+    count = _length("scan", xs, length)
     if checkpoint and count > 3:
         return _in_pieces(f, init, xs, count, reverse)
     carry_leaves, carry_def = tree.flatten(init)
@@ -88,12 +90,7 @@ def scan(
     traced = trace_graph(body, avals, device=device, name=name, what="tl.scan")
     new_def, y_def = traced.out_def.children()
     got = traced.graph.out_avals[: new_def.num_leaves]
-    if new_def != carry_def or list(got) != avals[: len(carry_leaves)]:
-        raise TypeError(
-            f"scan: f must return a carry like the one it gets, {carry_def} of "
-            f"{', '.join(str(a) for a in avals[: len(carry_leaves)])}; "
-            f"got {new_def} of {', '.join(str(a) for a in got)}"
-        )
+    _check_carry(init, carry_def, new_def, avals, got)
     layout = Layout(len(traced.captured), len(carry_leaves), count, reverse)
     out = _bind(traced.graph, layout, [*traced.captured, *carry_leaves, *x_leaves])
     return (
@@ -104,22 +101,49 @@ def scan(
 
 def map(f: Callable[[Any], Any], xs: Any) -> Any:
     """`f` of each slice of `xs` along axis 0, one after the other, and the results stacked. `vmap`
-    computes them at once, with more memory."""
+    computes them at once, with more memory.
+
+    Raises:
+        TypeError: `f` is no function.
+        ValueError: `xs` has no leaves, one without dimensions, or several of different lengths.
+    """
+    check_callables("map: takes a function f(x), as in tl.map(f, xs)", f)
+    xs = tree.map(asarray, xs)
+    if not tree.leaves(xs):
+        raise ValueError("map: xs holds no tensors, so there is nothing to map over")
+    _length("map", xs, None)
     return scan(lambda _, x: (None, f(x)), None, xs)[1]
 
 
-def _length(xs: Any, length: int | None) -> int:
+def _check_carry(
+    init: Any, wanted: tree.TreeDef, new: tree.TreeDef, avals: Sequence[Aval], got: Sequence[Aval]
+) -> None:
+    """That a step gives a carry like the one it takes."""
+    rule = "scan: f must return a carry like the one it gets"
+    if new != wanted:
+        raise TypeError(f"{rule}, but of what it returned: {tree.difference(wanted, new)}")
+    for path, aval, other in zip(tree.paths(init), avals, got, strict=False):
+        if other != aval:
+            at = f" at {path!r}" if path else ""
+            raise TypeError(f"{rule}, {aval}{at}, but it returned {other}; use astype or reshape")
+
+
+def _length(what: str, xs: Any, length: int | None) -> int:
     sizes: dict[int, str] = {}
     for path, leaf in zip(tree.paths(xs), tree.leaves(xs), strict=True):
         if leaf.ndim == 0:
-            raise ValueError(f"scan: xs has a scalar {path!r}, which has no axis to go along")
+            at = f" at {path!r}" if path else ""
+            raise ValueError(
+                f"{what}: xs is {leaf.aval}{at}, which has no axis to go along; "
+                "its slices along axis 0 are what the steps take"
+            )
         sizes.setdefault(leaf.shape[0], path or "xs")
     if length is not None:
         sizes.setdefault(length, "length")
     if len(sizes) != 1:
         found = "; ".join(f"{size} by {path!r}" for size, path in sizes.items())
         raise ValueError(
-            f"scan: the lengths disagree: {found}" if sizes else "scan: needs xs, or a length"
+            f"{what}: the lengths disagree: {found}" if sizes else "scan: needs xs, or a length"
         )
     return next(iter(sizes))
 

@@ -421,9 +421,23 @@ i = tl.arange(3)
         (
             lambda: tl.vjp(lambda x: {"y": x}, x)[1](x),
             ValueError,
-            r"vjp: the cotangent has structure .* the function's value",
+            r"vjp: the cotangent does not have .* the function's value: it is a single value, not",
         ),
-        (lambda: tl.jvp(tl.exp, (x,), (x, x)), ValueError, r"jvp: tangents have structure"),
+        (
+            lambda: tl.jvp(tl.exp, (x,), (x, x)),
+            ValueError,
+            r"jvp: the tangents do not .*: it has 2 .* not 1",
+        ),
+        (
+            lambda: tl.jvp(tl.exp, x, x),
+            TypeError,
+            r"are sequences.*got float32\[3\].*\(x,\), \(v,\)",
+        ),
+        (lambda: tl.jvp(tl.exp, (x,), 1.0), TypeError, r"are sequences, .* got float; write jvp"),
+        (lambda: tl.jvp(3, (x,), (x,)), TypeError, r"jvp: takes a function, .* got 3"),
+        (lambda: tl.vjp(x, x), TypeError, r"vjp: takes a function and the point"),
+        (lambda: tl.grad(3), TypeError, r"grad: takes a function .* got 3"),
+        (lambda: tl.value_and_grad(x), TypeError, r"value_and_grad: takes a function"),
         (
             lambda: tl.jvp(tl.exp, (x,), (tl.ones(2),)),
             ValueError,

@@ -154,6 +154,11 @@ def test_isdtype() -> None:
     assert tl.isdtype(tl.int8, tl.int8)
     with pytest.raises(ValueError, match=r"no kind 'float'; there are bool, signed integer"):
         tl.isdtype(tl.int8, "float")
+    with pytest.raises(TypeError, match="isdtype: takes a dtype such as .* got 'float32'"):
+        tl.isdtype("float32", "real floating")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dtype 3 is not supported"):
+        tl.isdtype(tl.int8, 3)  # type: ignore[arg-type]
+    assert tl.isdtype(tl.int8, np.int8)  # type: ignore[arg-type]
 
 
 def test_result_type_needs_something() -> None:

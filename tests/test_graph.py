@@ -152,6 +152,11 @@ def test_results_that_are_no_tensors_are_named(bad: Any) -> None:
         tl.make_graph(lambda x: bad)(tl.ones(2))
 
 
+def test_only_functions_have_graphs() -> None:
+    with pytest.raises(TypeError, match="make_graph: takes a function and returns one, got 3"):
+        tl.make_graph(3)  # type: ignore[arg-type]
+
+
 def test_variables_are_known_by_identity() -> None:
     aval = tl.ones(2).aval
     assert Var(aval) != Var(aval)

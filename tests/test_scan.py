@@ -168,15 +168,31 @@ def test_checkpoint_keeps_the_square_root_of_what_scan_keeps() -> None:
     ("call", "message"),
     [
         (lambda: tl.scan(lambda c, x: c, 0.0, XS), "must return \\(carry, y\\), got GraphTracer"),
-        (lambda: tl.scan(lambda c, x: (x, c), 0.0, XS), "carry like the one it gets"),
-        (lambda: tl.scan(lambda c, x: ((c, c), x), 0.0, XS), "carry like the one it gets"),
+        (
+            lambda: tl.scan(lambda c, x: (x, c), 0.0, XS),
+            r"carry like the one it gets, float32\[\], but it returned float64\[3\]",
+        ),
+        (
+            lambda: tl.scan(lambda c, x: ({"s": x}, x), {"s": 0.0}, XS),
+            r"carry like the one it gets, float32\[\] at 's', but it returned float64\[3\]",
+        ),
+        (
+            lambda: tl.scan(lambda c, x: ((c, c), x), 0.0, XS),
+            "carry like the one it gets, .* returned: it is a tuple, not a single value",
+        ),
         (lambda: tl.scan(lambda c, x: (c, x), 0.0), "needs xs, or a length"),
         (lambda: tl.scan(lambda c, x: (c, x), 0.0, XS, 5), "lengths disagree: 7 by 'xs'; 5 by"),
         (
             lambda: tl.scan(lambda c, x: (c, x), 0.0, {"a": XS, "b": tl.ones(2)}),
             "7 by 'a'; 2 by 'b'",
         ),
-        (lambda: tl.scan(lambda c, x: (c, x), 0.0, tl.ones(())), "scalar"),
+        (lambda: tl.scan(lambda c, x: (c, x), 0.0, 3), r"scan: xs is int64\[\], which has no axis"),
+        (lambda: tl.scan(lambda c, x: (c, x), 0.0, {"n": 3}), r"scan: xs is int64\[\] at 'n'"),
+        (lambda: tl.scan(3, 0.0, XS), r"scan: takes a function f\(carry, x\), .* got 3"),
+        (lambda: tl.map(lambda x: x, 3), r"map: xs is int64\[\], which has no axis"),
+        (lambda: tl.map(lambda x: x, []), "map: xs holds no tensors"),
+        (lambda: tl.map(lambda x: x, (XS, tl.ones(2))), "map: the lengths disagree: 7 by '0'; 2"),
+        (lambda: tl.map(XS, XS), r"map: takes a function f\(x\)"),
         (lambda: tl.scan(lambda c, x: (c if c > 0 else x, x), 0.0, tl.ones(3)), "tl.where or"),
     ],
 )

@@ -182,7 +182,7 @@ def _to_numpy(obj: Any, dtype: np.dtype | None) -> tuple[np.ndarray, bool]:
         array = np.asarray(obj)
         source = array.dtype.newbyteorder("=")
         if nested and source != np.int64 and array.size and _only_integers(obj):
-            # Where one is beyond int64, NumPy takes uint64, object or, beside a smaller one, float64.
+            # Of one beyond int64, NumPy makes uint64, object or, beside a smaller one, float64.
             source = dtypes.bool_ if source == dtypes.bool_ else dtypes.default_int
             dtype = dtype or source
         elif nested and source == np.float64 and not _holds(obj, np.ndarray | np.generic):
@@ -350,7 +350,7 @@ def linspace(
     """`num` evenly spaced values from `start` to `stop`, which is included unless `endpoint` is
     False."""
     wanted = dtypes.default_float if dtype is None else dtypes.canonical(dtype)
-    count = _count("linspace: num", num)
+    count = as_count("linspace: num", num)
     return asarray(np.linspace(start, stop, count, endpoint=endpoint).astype(wanted), device=device)
 
 
@@ -365,9 +365,9 @@ def eye(
 ) -> Tensor:
     """Ones on the k-th diagonal, zeros elsewhere: shape (n_rows, n_cols), float32 by default."""
     wanted = dtypes.default_float if dtype is None else dtypes.canonical(dtype)
-    rows = _count("eye: n_rows", n_rows)
-    columns = rows if n_cols is None else _count("eye: n_cols", n_cols)
-    diagonal = _integer("eye: k is an integer", k)
+    rows = as_count("eye: n_rows", n_rows)
+    columns = rows if n_cols is None else as_count("eye: n_cols", n_cols)
+    diagonal = as_integer("eye: k is an integer", k)
     return asarray(np.eye(rows, columns, k=diagonal, dtype=wanted), device=device)
 
 
@@ -431,8 +431,14 @@ def as_shape(shape: int | Shape) -> Shape:
     return tuple(sizes)
 
 
-def _count(what: str, value: Any) -> int:
-    count = _integer(f"{what} is an integer of at least 0", value)
+def as_count(what: str, value: Any) -> int:
+    """`value` as a Python int of at least 0.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is negative.
+    """
+    count = as_integer(f"{what} is an integer of at least 0", value)
     if count < 0:
         raise ValueError(f"{what} is an integer of at least 0, got {count}")
     return count
@@ -448,11 +454,16 @@ def integers(value: Any, rule: str) -> list[int]:
     if isinstance(value, int):
         return [int(value)]
     several = isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
-    return [_integer(rule, n, value) for n in (value if several else (value,))]
+    return [as_integer(rule, n, value) for n in (value if several else (value,))]
 
 
-def _integer(rule: str, n: Any, value: Any = None) -> int:
-    """`n`, which is one of `value`, as a Python int."""
+def as_integer(rule: str, n: Any, value: Any = None) -> int:
+    """`n`, which is one of `value`, as a Python int.
+
+    Raises:
+        TypeError: it is none, against the `rule`.
+        TracerError: it is traced.
+    """
     try:
         return operator.index(n)
     except TracerError:

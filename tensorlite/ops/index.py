@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
-from .creation import asarray, cast, full, iota, ones_like
+from .creation import as_count, asarray, cast, full, iota, ones_like
 from .elementwise import add, equal, maximum, minimum, multiply, where
 from .shape import (
     broadcast_arrays,
@@ -167,17 +167,17 @@ def _(args: list[Tensor], batched: list[bool], *, mode: str) -> Tensor:
 # ---- x[index] ------------------------------------------------------------------------------------
 
 
-def getitem(x: Tensor, index: Any) -> Tensor:
-    """`x[index]` as NumPy has it: integers, slices, `...`, None, integer arrays, boolean masks
+def getitem(x: Tensor, key: Any, /) -> Tensor:
+    """`x[key]` as NumPy has it: integers, slices, `...`, None, integer arrays, boolean masks
     (outside of jit).
 
     Raises:
         IndexError: too many indices, or one is out of range.
         TypeError: an entry is none of these.
     """
-    if isinstance(index, _ARRAYS) and getattr(index, "ndim", 0) == 0 and _is_mask(index):
-        return getitem(reshape(x, (1, *x.shape)), reshape(asarray(index), (1,)))
-    entries, dots = _expand(x, index)
+    if isinstance(key, _ARRAYS) and getattr(key, "ndim", 0) == 0 and _is_mask(key):
+        return getitem(reshape(x, (1, *x.shape)), reshape(asarray(key), (1,)))
+    entries, dots = _expand(x, key)
     if not any(isinstance(e, Tensor) for e in entries):
         return _basic(x, entries)
     # First what is no array; then the arrays (an integer beside an array counts as one).
@@ -485,7 +485,8 @@ def one_hot(indices: Tensor, num_classes: int, *, dtype: Any = None, axis: int =
     indices = asarray(indices)
     if indices.dtype not in dtypes.INTEGERS:
         raise TypeError(f"one_hot: takes integer class numbers, got {indices.aval}")
-    classes = iota((num_classes,), 0)  # int64, since a narrow dtype may not count that far
+    count = as_count("one_hot: num_classes", num_classes)
+    classes = iota((count,), 0)  # int64, since a narrow dtype may not count that far
     hot = equal(reshape(cast(indices, classes.dtype), (*indices.shape, 1)), classes)
     result = cast(hot, dtypes.default_float if dtype is None else dtypes.canonical(dtype))
     return result if axis in (-1, indices.ndim) else moveaxis(result, -1, axis)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Tensor
-from .creation import Shape, asarray, full, iota
+from .creation import Shape, as_count, as_integer, asarray, full, integers, iota
 from .elementwise import less_equal, not_equal, subtract, where
 from .index import take
 from .shape import (
@@ -34,8 +34,8 @@ def roll(x: Tensor, /, shift: int | Axes, *, axis: int | Axes | None = None) -> 
     x = asarray(x)
     if axis is None:
         return reshape(roll(reshape(x, -1), shift, axis=0), x.shape)
-    shifts = (shift,) if isinstance(shift, int) else tuple(shift)
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    shifts = tuple(integers(shift, "roll: shift is an int or a sequence of ints"))
+    axes = tuple(integers(axis, "roll: axis is an int, a sequence of ints or None"))
     if len(shifts) not in (1, len(axes)) and len(axes) != 1:
         raise ValueError(f"roll: {len(shifts)} shifts {shift} for {len(axes)} axes {axis}")
     count = max(len(shifts), len(axes))
@@ -98,7 +98,7 @@ def tile(x: Tensor, repetitions: Axes, /) -> Tensor:
     """`x` laid side by side `repetitions[i]` times along axis i; the shorter of `x.shape` and
     `repetitions` is filled up with ones at the front."""
     x = asarray(x)
-    times = (repetitions,) if isinstance(repetitions, int) else tuple(repetitions)
+    times = tuple(integers(repetitions, "tile: repetitions is an int or a sequence of ints"))
     if any(n < 0 for n in times):
         raise ValueError(f"tile: repetitions must not be negative, got {repetitions}")
     ndim = max(x.ndim, len(times))
@@ -159,6 +159,7 @@ def _below(op: str, x: Tensor, k: int) -> Tensor:
     """True on and below the k-th diagonal of a matrix shaped like those of `x`."""
     if x.ndim < 2:
         raise ValueError(f"{op}: needs at least two dimensions, got shape {x.shape}")
+    k = as_integer(f"{op}: k is an integer", k)
     rows, columns = x.shape[-2:]
     k = max(-rows, min(k, columns))  # any integer may be given, and int64 overflows
     return less_equal(expand_dims(iota((columns,), 0), axis=0), iota((rows, 1), 0) + k)
@@ -177,8 +178,7 @@ def diff(
     `x` there. Of booleans: whether neighbours differ."""
     x = asarray(x)
     (place,) = normalize_axes("diff", axis, x.ndim)
-    if n < 0:
-        raise ValueError(f"diff: n must not be negative, got {n}")
+    n = as_count("diff: n", n)
     if n == 0:
         return x
     parts: list[Any] = [part for part in (prepend, x, append) if part is not None]

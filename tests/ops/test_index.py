@@ -194,6 +194,10 @@ def test_one_hot(dtype: Any) -> None:
     np.testing.assert_array_equal(hot.numpy(), np.eye(300)[[0, 2, 100]])
     assert one_hot(labels, 3, axis=0).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert one_hot(tl.asarray(1), 2, dtype=tl.int8).tolist() == [0, 1]
+    with pytest.raises(TypeError, match=r"one_hot: num_classes is an integer .* got 2.5"):
+        tl.nn.one_hot(tl.arange(2), 2.5)
+    with pytest.raises(ValueError, match=r"one_hot: num_classes is an integer .* got -1"):
+        tl.nn.one_hot(tl.arange(2), -1)
     with pytest.raises(TypeError, match=r"one_hot: takes integer class numbers, got float32\[3\]"):
         one_hot(labels.astype(tl.float32), 3)
 

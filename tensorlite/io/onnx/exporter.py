@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ... import tree
+from ...arguments import check_callables
 from ...composite import Composite, checkpoint_p
 from ...core import Tensor, bind
 from ...graph import Atom, Equation, Graph, Var, trace_graph
@@ -49,9 +50,11 @@ def to_onnx(
 
     Raises:
         ImportError: the package onnx is not installed.
+        TypeError: `f` is no function.
         NotImplementedError: `f` uses a primitive that has no counterpart in ONNX; it is named.
         ValueError: there are too few or too many names, or the opset is too old or too new.
     """
+    check_callables("tl.io.to_onnx: takes a function and example arguments, to_onnx(f, x)", f)
     onnx = the_onnx_package("tl.io.to_onnx")
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:

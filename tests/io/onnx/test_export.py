@@ -361,6 +361,11 @@ def test_bad_options(options, message):
         tl.io.to_onnx(tl.sin, X, **options)
 
 
+def test_what_is_no_function_is_refused():
+    with pytest.raises(TypeError, match=r"to_onnx: takes a function .* got 3"):
+        tl.io.to_onnx(3)
+
+
 def test_not_inside_another_transform():
     with pytest.raises(TypeError, match="closes over a value"):
         tl.grad(lambda x: tl.io.to_onnx(lambda y: x + y, Y) and tl.sum(x))(X)
