@@ -172,6 +172,7 @@ from .ops.shape import (
 )
 from .ops.sorting import argsort, searchsorted, sort
 from .origin import named_scope
+from .precision import precision
 from .profiler import profile
 from .scan import map, scan
 from .threads import get_num_threads, set_num_threads

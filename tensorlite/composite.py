@@ -24,6 +24,7 @@ from .graph import Atom, Equation, Graph, Var, trace_graph
 from .ops.control import optimization_barrier
 from .ops.creation import asarray, zeros_like
 from .origin import replays
+from .precision import active as active_precision
 from .vectorize import vmap
 
 
@@ -45,7 +46,8 @@ class Composite(Primitive):
 
     def graph(self, *avals: Aval, **params: Any) -> tuple[Graph, bool]:
         """The body traced at `avals`, and whether it returns one bare tensor."""
-        key = (avals, current_device(), *((name, exactly(params[name])) for name in sorted(params)))
+        named = [(name, exactly(params[name])) for name in sorted(params)]
+        key = (avals, current_device(), active_precision(), *named)
         if key not in self._graphs:
             traced = trace_graph(
                 lambda *xs: self.body(*xs, **params),

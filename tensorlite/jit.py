@@ -2,8 +2,8 @@
 
 A jitted function is one primitive, `call`, whose parameter is a graph; so every transform goes
 through it; `grad(jit(f))` runs the two compiled halves that `halves.py` makes. A new signature
-(structure, shapes, dtypes, device, static values) is traced anew: a graph is never replayed for
-arguments that it was not traced for.
+(structure, shapes, dtypes, device, precision, static values) is traced anew: a graph is never
+replayed for arguments that it was not traced for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .device import Device, current_device
 from .graph import Graph, Traced, trace_graph
 from .halves import differentiate
 from .ops.creation import asarray, weak_aval, zeros_like
+from .precision import active as active_precision
 from .vectorize import vmap
 
 call_p = Primitive("call")
@@ -105,7 +106,7 @@ class Jitted:
             signature += shape, leaf.dtype
         if device is None:
             device = leaves[0].device if leaves else current_device()
-        key = (*signature, *weak, device)
+        key = (*signature, *weak, device, active_precision())
         traced = self._cache.get(key)
         if traced is None:
             traced = self._trace(key, args, kwargs, treedef, leaves, weak, device)
@@ -197,7 +198,8 @@ class Jitted:
                 name = f"argument {rest}" if number == "0" else f"keyword {rest}"
                 described[name] = described.pop(str(i)) + (" (Python scalar)" if flags[i] else "")
             described |= {f"static argument {place}": repr(fixed[place]) for place in fixed}
-            described |= {"device": str(device), "structure": str(treedef)}
+            described |= {"device": str(device), "precision": active_precision()}
+            described["structure"] = str(treedef)
             self._log_trace(described)
         with observe.span(f"trace {self._name}"):
             traced = trace_graph(flat, avals, device=device, name=self._name, weak=flags)

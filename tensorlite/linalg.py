@@ -17,7 +17,7 @@ from .ops import elementwise as e
 from .ops import reduce
 from .ops.creation import asarray, cast, eye, iota
 from .ops.elementwise import meet
-from .ops.linalg import matmul, outer, tensordot, vecdot
+from .ops.linalg import exact_matmul, matmul, outer, tensordot, vecdot
 from .ops.shape import (
     Axes,
     broadcast_arrays,
@@ -198,10 +198,10 @@ def matrix_power(x: Tensor, n: int, /) -> Tensor:
     result = None
     while exponent:
         if exponent % 2:
-            result = square if result is None else matmul(result, square)
+            result = square if result is None else exact_matmul(result, square)
         exponent //= 2
         if exponent:
-            square = matmul(square, square)
+            square = exact_matmul(square, square)
     assert result is not None
     return result
 

@@ -22,7 +22,7 @@ ROOMS = (
     ("dtypes", "tree", "origin", "arguments", "names"),
     ("device",),
     ("observe",),
-    ("ops",),
+    ("ops", "precision"),
     ("boxes", "autodiff", "vectorize", "graph", "render", "drawing"),
     ("checkpoint_policies",),
     ("halves", "composite", "custom_derivative", "jit"),

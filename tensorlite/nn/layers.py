@@ -18,6 +18,7 @@ from ..ops.creation import asarray
 from ..ops.creation import ones as ones_of
 from ..ops.creation import zeros as zeros_of
 from ..ops.shape import moveaxis, permute_dims
+from ..precision import beside
 from . import functional, init
 from .module import Buffer, Module
 
@@ -76,7 +77,7 @@ class Linear(Module):
                 f"axis, got shape {x.shape}"
             )
         y = x @ self.weight
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + beside(self.bias, y)
 
 
 class _Convolution(Module):
@@ -133,7 +134,7 @@ class _Convolution(Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + beside(self.bias, y)
 
 
 class Conv(_Convolution):

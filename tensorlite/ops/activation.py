@@ -1,4 +1,7 @@
-"""Activation functions that `ops.elementwise` does not have: relu and its relatives, gelu, silu."""
+"""Activation functions that `ops.elementwise` does not have: relu and its relatives, gelu, silu.
+
+Those of several steps compute in float32 for float16 and bfloat16, and round once.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import numpy as np
 from .. import dtypes
 from ..composite import composite
 from ..core import Tensor, bind
-from .creation import asarray
+from .creation import asarray, cast
 from .elementwise import elementwise, erf, expm1, logical_and, sigmoid, tanh, where
+from .norm import wide
 
 # ---- relu ----------------------------------------------------------------------------
 
@@ -79,7 +83,9 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
 def _elu(x: Tensor, *, alpha: float) -> Tensor:
     # The inner `where` keeps the branch that is not taken from overflowing, and with it its
     # gradient.
-    return where(x > 0, x, alpha * expm1(where(x > 0, 0.0, x)))
+    values = wide(x)
+    rest = alpha * expm1(where(values > 0, 0.0, values))
+    return cast(where(values > 0, values, rest), x.dtype)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -89,7 +95,8 @@ def silu(x: Tensor) -> Tensor:
 
 @composite
 def _silu(x: Tensor) -> Tensor:
-    return x * sigmoid(x)
+    values = wide(x)
+    return cast(values * sigmoid(values), x.dtype)
 
 
 def gelu(x: Tensor, *, approximate: bool = True) -> Tensor:
@@ -107,9 +114,12 @@ def gelu(x: Tensor, *, approximate: bool = True) -> Tensor:
 
 @composite
 def _gelu(x: Tensor, *, approximate: bool) -> Tensor:
+    values = wide(x)
+    half = 0.5 * values
     if approximate:
-        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+        bent = values + 0.044715 * (values * values * values)
+        return cast(half * (1 + tanh(math.sqrt(2 / math.pi) * bent)), x.dtype)
+    return cast(half * (1 + erf(values * math.sqrt(0.5))), x.dtype)
 
 
 def _floating(op: str, x: Any) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
+from ..precision import operands
 from . import conv_numpy
 from .creation import asarray
 from .shape import moveaxis, reshape
@@ -57,7 +58,7 @@ def conv(
         ValueError: ranks or channels do not fit, or the window is larger than the padded image.
         TypeError: dtypes differ or are not floating-point, or an option is of the wrong kind.
     """
-    x, w = asarray(x), asarray(w)
+    x, w = operands(asarray(x), asarray(w))
     ndim = _spatial_axes("conv", x, w)
     sizes, strides = w.shape[:ndim], per_axis("conv", "stride", stride, ndim)
     dilations = per_axis("conv", "dilation", dilation, ndim)
@@ -97,7 +98,7 @@ def conv_transpose(
         TypeError: dtypes differ or are not floating-point, or an option is of the wrong kind.
     """
     op = "conv_transpose"
-    x, w = asarray(x), asarray(w)
+    x, w = operands(asarray(x), asarray(w))
     ndim = _spatial_axes(op, x, w)
     sizes, strides, spatial = w.shape[:ndim], per_axis(op, "stride", stride, ndim), x.shape[1:-1]
     dilations = per_axis(op, "dilation", dilation, ndim)

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind
+from ..precision import operands
 from .creation import Shape
 from .elementwise import meet
 from .shape import (
@@ -82,6 +83,12 @@ def _weight_product(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     """The matrix product over the last two axes; leading axes broadcast, a vector is taken as a row
     (x1) or a column (x2)."""
+    return exact_matmul(*operands(x1, x2))
+
+
+def exact_matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
+    """`matmul` of the operands as they are, whatever `tl.precision` says: for the rules of
+    primitives, and for algorithms that small errors would lead astray."""
     x1, x2 = meet(x1, x2, "matmul")
     if x1.dtype == dtypes.bool_:
         raise TypeError("matmul: does not take booleans; convert with astype first")
@@ -101,7 +108,7 @@ def tensordot(
 ) -> Tensor:
     """The sum of products over the last `axes` axes of x1 and the first of x2, or over the named
     axes of each."""
-    x1, x2 = meet(x1, x2)
+    x1, x2 = meet(*operands(x1, x2))
     if isinstance(axes, int):
         if not 0 <= axes <= min(x1.ndim, x2.ndim):
             raise ValueError(f"tensordot: axes={axes} does not fit {x1.aval} and {x2.aval}")

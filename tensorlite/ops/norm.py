@@ -18,7 +18,7 @@ from ..composite import composite
 from ..core import Aval, Tensor, bind
 from .creation import asarray, cast
 from .elementwise import pow, rsqrt, sqrt, square
-from .linalg import matmul
+from .linalg import exact_matmul
 from .reduce import count, mean
 from .shape import Axes, broadcast_to, normalize_axes, reshape, restore_axes
 
@@ -213,7 +213,7 @@ def _local_response_norm_grad(
     values, ct = wide(x), wide(g)
     base = _lrn_base(values, size, alpha, k)
     scaled = ct * _negative_power(base, beta)
-    neighbours = matmul(scaled * values / base, _constant_band(values, size, transposed=True))
+    neighbours = exact_matmul(scaled * values / base, _constant_band(values, size, transposed=True))
     return cast(scaled - (2 * alpha * beta / size) * values * neighbours, x.dtype)
 
 
@@ -231,7 +231,7 @@ def _lrn_base(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
 
     The sums are a product with a band matrix: fast, and exact, unlike differences of running sums.
     """
-    return k + (alpha / size) * matmul(square(x), _constant_band(x, size))
+    return k + (alpha / size) * exact_matmul(square(x), _constant_band(x, size))
 
 
 def _negative_power(base: Tensor, beta: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 Composites whose derivatives are given where they are shorter than that of the body: that of the
     cross-entropy is softmax - one-hot.
-Exponentials and sums of float16 and bfloat16 are computed in float32.
+Exponentials and sums of float16 and bfloat16 are computed in float32. Under
+`tl.precision("bf16")` the results of softmax, log-softmax and cross-entropy are float32, too.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy as np
 from .. import dtypes
 from ..composite import composite
 from ..core import Tensor, TracerError, bind
+from ..precision import for_sums, operands
 from .control import stop_gradient
 from .creation import asarray, cast
 from .elementwise import exp, log, logical_and, where
 from .index import one_hot, take_along_axis
-from .linalg import matmul
+from .linalg import exact_matmul
 from .norm import wide
 from .reduce import max, sum
 from .shape import broadcast_shapes, expand_dims, matrix_transpose, normalize_axes, squeeze
@@ -33,7 +35,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
         TypeError: `x` is not floating-point.
         ValueError: there is no such axis.
     """
-    x = _floating("softmax", x)
+    x = for_sums(_floating("softmax", x))
     return bind(softmax_p, x, axis=normalize_axes("softmax", axis, x.ndim)[0])
 
 
@@ -45,7 +47,7 @@ def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
         TypeError: `x` is not floating-point.
         ValueError: there is no such axis.
     """
-    x = _floating("log_softmax", x)
+    x = for_sums(_floating("log_softmax", x))
     return bind(log_softmax_p, x, axis=normalize_axes("log_softmax", axis, x.ndim)[0])
 
 
@@ -67,7 +69,7 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         TypeError: a dtype does not fit.
     """
     op = "softmax_cross_entropy"
-    logits, labels = _floating(op, logits, "logits"), asarray(labels)
+    logits, labels = for_sums(_floating(op, logits, "logits")), for_sums(asarray(labels))
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(
             f"{op}: logits are (..., classes) with at least one class, got {logits.aval}"
@@ -113,7 +115,8 @@ def attention(
         ValueError: shapes do not fit.
         TypeError: dtypes differ, are not floating-point, or the mask is not boolean.
     """
-    q, k, v = (_floating("attention", t, name) for name, t in (("q", q), ("k", k), ("v", v)))
+    named = (("q", q), ("k", k), ("v", v))
+    q, k, v = operands(*[_floating("attention", t, name) for name, t in named])
     shapes = f"q {q.aval}, k {k.aval}, v {v.aval}"
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"attention: dtypes differ: {shapes}; convert with astype")
@@ -222,7 +225,11 @@ def _in_range(labels: Tensor, classes: int) -> Tensor:
 
 @composite
 def _attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: bool) -> Tensor:
-    scores = matmul(wide(q), matrix_transpose(wide(k))) / math.sqrt(q.shape[-1])
+    dtype = q.dtype
+    # bfloat16 has the range of float32, so that products may be stored in it; float16 has not.
+    if q.dtype == dtypes.float16:
+        q, k, v = wide(q), wide(k), wide(v)
+    scores = wide(exact_matmul(q, matrix_transpose(k))) / math.sqrt(q.shape[-1])
     allowed = list(mask)
     if causal:
         queries, keys = scores.shape[-2:]
@@ -235,7 +242,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, causal: bool) -> 
     weights = softmax(scores)
     for each in allowed:
         weights = where(each, weights, 0.0)
-    return cast(matmul(weights, wide(v)), q.dtype)
+    return cast(exact_matmul(cast(weights, v.dtype), v), dtype)
 
 
 # ---- checks --------------------------------------------------------------------------
