@@ -127,7 +127,7 @@ def _square(x: Tensor, exponent: Any) -> Tensor:
         if exponent == 2 and (isinstance(exponent, int) or dtypes.is_float(x.dtype)):
             return e.square(x)
         if exponent == 0.5:
-            return e.sqrt(x)
+            return e.pow_half(x)
     return e.pow(x, exponent)
 
 

@@ -26,12 +26,23 @@ def remainder(x: Array, y: Array) -> Array:
 def power(x: Array, y: Array) -> Array:
     """x ** y; a negative exponent of integers gives 0 (or +-1) instead of an error, as integer
     division does."""
-    if not _exact(x) or not np.any(np.less(y, 0)):
+    if not _exact(x):
+        # For one exponent of 0.5 NumPy takes the square root, of -inf and -0.0 too.
+        return pow_half(x) if y.ndim == 0 and y == 0.5 else np.power(x, y)
+    if not np.any(np.less(y, 0)):
         return np.power(x, y)
     odd = np.where(np.bitwise_and(y, 1) == 1, x, np.ones_like(x))
     return np.where(
         np.less(y, 0), np.where(np.abs(x) == 1, odd, 0), np.power(x, np.maximum(y, 0))
     ).astype(x.dtype)
+
+
+def pow_half(x: Array) -> Array:
+    """x ** 0.5, which is the square root, but 0.0 of -0.0 and infinite of -inf."""
+    root = np.abs(np.sqrt(x))
+    if x.size == 0 or x.min() >= 0:
+        return root
+    return np.where(x == -np.inf, -x, root)
 
 
 def logaddexp(x: Array, y: Array) -> Array:

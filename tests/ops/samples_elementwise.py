@@ -17,6 +17,7 @@ from tests.ops.sampling import Sample, rngs, samples
 DOMAINS: dict[str, tuple[float, float]] = {
     "sqrt": (0.2, 4),
     "rsqrt": (0.2, 4),
+    "pow_half": (0.2, 4),
     "log": (0.2, 4),
     "log2": (0.2, 4),
     "log10": (0.2, 4),

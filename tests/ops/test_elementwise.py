@@ -259,6 +259,21 @@ def test_powers() -> None:
     assert (tl.asarray([True, False]) ** 2).dtype == tl.int64
 
 
+@pytest.mark.parametrize("dtype", [tl.float16, tl.bfloat16, tl.float32, tl.float64], ids=str)
+@pytest.mark.parametrize("power", [lambda x: x**0.5, lambda x: tl.pow(x, 0.5)], ids=["**", "pow"])
+def test_the_power_of_one_half_is_no_square_root_of_minus_infinity(power: Any, dtype: Any) -> None:
+    x = tl.asarray([-np.inf, -0.0, 0.0, 4.0, np.inf, np.nan, -1.0], dtype=dtype)
+    for run in (power, tl.jit(power)):
+        root = np.asarray(run(x)).astype(np.float64)
+        np.testing.assert_array_equal(root, [np.inf, 0, 0, 2, np.inf, np.nan, np.nan])
+        assert not np.signbit(root[:5]).any()
+        one = [float(np.asarray(run(x[i]))) for i in range(5)]
+        assert one == root[:5].tolist() and not np.signbit(one).any()
+    slopes = np.asarray(tl.grad(lambda x: tl.sum(power(x)))(x[:5])).astype(np.float64)
+    np.testing.assert_array_equal(slopes, [0, np.inf, np.inf, 0.25, 0])
+    assert power(tl.zeros((0, 2), dtype=dtype)).shape == (0, 2)
+
+
 # ---- derivatives at edges ------------------------------------------------------------------------
 
 

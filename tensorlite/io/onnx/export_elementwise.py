@@ -119,6 +119,11 @@ def _(b: Builder, inputs: list[Value], result: Aval) -> str:
     return b.emit("Mul", inputs[0], inputs[0])
 
 
+@exports("pow_half")
+def _(b: Builder, inputs: list[Value], result: Aval) -> str:
+    return b.emit("Pow", inputs[0], b.constant(0.5, result.dtype))
+
+
 @exports("rsqrt")
 def _(b: Builder, inputs: list[Value], result: Aval) -> str:
     return b.emit("Reciprocal", b.emit("Sqrt", *inputs))
