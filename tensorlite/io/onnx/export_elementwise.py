@@ -121,7 +121,7 @@ def _(b: Builder, inputs: list[Value], result: Aval) -> str:
 
 @exports("pow_half")
 def _(b: Builder, inputs: list[Value], result: Aval) -> str:
-    return b.emit("Pow", inputs[0], b.constant(0.5, result.dtype))
+    return b.emit("Pow", inputs[0], b.number(0.5, inputs[0]))
 
 
 @exports("rsqrt")

@@ -77,6 +77,7 @@ CASES = {
     **{name: (getattr(tl, name), P, Q) for name in BINARY.split()},
     **{f"{name} of integers": (getattr(tl, name), M, K) for name in INTEGER.split()},
     **{f"{name} of booleans": (getattr(tl, name), B, C) for name in BOOLEAN.split()},
+    "half a power": (lambda x: x**0.5, SPECIAL),
     "remainder of any sign": (tl.remainder, X, Y),
     "remainder of negative integers": (tl.remainder, K, tl.where(M == 0, 1, M)),
     "floor_divide by negative integers": (tl.floor_divide, K, tl.where(M == 0, 1, M)),
