@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -157,6 +160,29 @@ def test_threads_run_one_program_at_the_same_time() -> None:
         thread.join()
     for got, expected in zip(results, wanted, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("onednn", [None, "/nowhere"], ids=["onednn", "loops alone"])
+def test_a_forked_process_runs_programs_too(onednn: str | None) -> None:
+    code = """
+import os, warnings
+import numpy as np
+import tensorlite as tl
+
+warnings.simplefilter("ignore")
+tl.set_num_threads(2)
+f = tl.jit(lambda x: tl.exp(x) * 2 + tl.sum(x, axis=0))
+x = tl.asarray(np.random.default_rng(0).random((1000, 1000), np.float32))
+expected = np.asarray(f(x))
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(f(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(f(x), expected)
+"""
+    environment = os.environ | ({} if onednn is None else {"TENSORLITE_ONEDNN": onednn})
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
 
 
 def test_an_error_in_a_python_step_leaves_the_program_usable() -> None:

@@ -30,6 +30,7 @@ from . import llvm, native
 from .onednn import library as onednn
 from .onednn.memory import make_memory
 from .onednn.plan import Call, ExecArg, Plan
+from .openmp import num_threads
 from .recycle import empty
 
 Kernel = Callable[..., Any]
@@ -420,7 +421,7 @@ class _Instance:
 
     def start(self, buffers: list[np.ndarray]) -> None:
         """Take the caller's buffers for the next run."""
-        onednn.num_threads()  # tells OpenMP, which keeps this for each calling thread
+        num_threads()  # tells OpenMP, which keeps this for each calling thread
         self._externals.set(buffers)
         self._bind(
             _address(self._cell_table),

@@ -141,7 +141,8 @@ def test_the_number_of_threads_holds_in_every_thread() -> None:
 import ctypes, threading
 import numpy as np
 import tensorlite as tl
-from tensorlite.backends.cpu.onednn import library, num_threads
+from tensorlite.backends.cpu.onednn import library
+from tensorlite.backends.cpu.openmp import num_threads
 from tensorlite.threads import set_num_threads
 
 runtime = ctypes.CDLL(library.load().path)
@@ -162,7 +163,7 @@ print(seen)
 
 
 def test_the_number_of_threads_is_known_without_the_library() -> None:
-    code = "from tensorlite.backends.cpu.onednn import num_threads; print(num_threads())"
+    code = "from tensorlite.backends.cpu.openmp import num_threads; print(num_threads())"
     environment = {"TENSORLITE_ONEDNN": "/nowhere", "TENSORLITE_NUM_THREADS": "3"}
     assert run(code, **environment).strip() == "3"
 

@@ -8,6 +8,8 @@ import functools
 import warnings
 from typing import Any
 
+from .. import openmp
+
 
 @functools.cache
 def available() -> bool:
@@ -34,9 +36,12 @@ def _openmp() -> ctypes.CDLL:
         if name is None:
             continue
         try:
-            return ctypes.CDLL(name)
+            library = ctypes.CDLL(name)
         except OSError as error:
             errors.append(str(error))
+        else:
+            openmp.register(library)
+            return library
     raise OSError(f"libgomp is not found ({'; '.join(errors)}); install your system's libgomp1")
 
 
@@ -75,9 +80,9 @@ class _Machine:
         self.layout = str(self.target.target_data)
         empty = binding.parse_assembly(f'target triple = "{self.triple}"')
         self.engine = binding.create_mcjit_compiler(empty, self._engine_target(binding, target))
-        openmp = _openmp()
+        runtime = _openmp()
         for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
-            address = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
+            address = ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value
             binding.add_symbol(name, address)
 
     def _engine_target(self, binding: Any, target: Any) -> Any:

@@ -8,7 +8,7 @@ from . import conv as _conv
 from . import matmul as _matmul
 from . import norm as _norm
 from . import pool as _pool
-from .library import DnnlError, Unsupported, load, num_threads, use_threads
+from .library import DnnlError, Unsupported, load
 from .matmul import plan_matmul
 from .memory import make_memory
 from .plan import Argument, Call, Epilogue, Plan, Ref, plan, run

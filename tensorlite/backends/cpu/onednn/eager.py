@@ -20,8 +20,9 @@ from ....ops.norm import standardize_p
 from ....ops.pool import max_pool_p, pool_argmax_p, pool_scatter_p, pool_spread_p, pool_sum_p
 from ....ops.softmax import log_softmax_p, softmax_p
 from ..executor import executable
+from ..openmp import num_threads
 from . import memory
-from .library import load, num_threads
+from .library import load
 from .matmul import plan_matmul
 from .plan import Plan, enough_threads, plan, run
 

@@ -13,12 +13,11 @@ import functools
 import os
 import pathlib
 import sys
-import threading
 import warnings
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from typing import Any
 
-from ....threads import get_num_threads
+from .. import openmp
 
 VARIABLE = "TENSORLITE_ONEDNN"
 
@@ -241,9 +240,12 @@ def load() -> Library | None:
     failures = []
     for path in candidates():
         try:
-            return Library(path)
+            found = Library(path)
         except OSError as error:
             failures.append(str(error))
+        else:
+            openmp.register(ctypes.CDLL(path))
+            return found
     detail = f" ({'; '.join(failures)})" if failures else ""
     warnings.warn(
         f"oneDNN 3 was not found{detail}: convolutions and other heavy operations run on NumPy, "
@@ -264,54 +266,3 @@ def candidates() -> list[str]:
     own = pathlib.Path(sys.prefix, "lib", name)
     system = ctypes.util.find_library("dnnl")
     return [*([str(own)] if own.exists() else []), *([system] if system else [])]
-
-
-# ---- threads -------------------------------------------------------------------------
-
-_PAUSE_SOFT = 1  # omp_pause_soft
-
-
-class _OpenMP(threading.local):
-    """The OpenMP runtime that the library runs on, by way of the library's own symbols. It keeps
-    the number of threads for each calling thread; `told` is what it knows in this one."""
-
-    def __init__(self, path: str):
-        runtime = ctypes.CDLL(path)
-        self.told: int = runtime.omp_get_max_threads()
-        self._set = runtime.omp_set_num_threads
-        self._set.restype, self._set.argtypes = None, (c_int,)
-
-    def tell(self, count: int) -> None:
-        if self.told != count:
-            self._set(count)
-            self.told = count
-
-
-@functools.cache
-def _openmp() -> _OpenMP | None:
-    """The runtime, if there is a library."""
-    found = load()
-    if found is None:
-        return None
-    pause = getattr(ctypes.CDLL(found.path), "omp_pause_resource_all", None)
-    if pause is not None:  # older runtimes lack it
-        # A forked child inherits the record of a thread pool but not its threads, and would wait
-        # for them for ever. Without a pool at the fork, parent and child each start their own.
-        os.register_at_fork(before=lambda: pause(_PAUSE_SOFT))
-    return _OpenMP(found.path)
-
-
-def num_threads() -> int:
-    """How many threads an operation may use (see `tl.set_num_threads`); OpenMP is told so, for
-    calls from this thread."""
-    count = get_num_threads()
-    use_threads(count)
-    return count
-
-
-def use_threads(count: int) -> None:
-    """Have OpenMP use `count` threads for calls from this thread. A primitive must run with as many
-    threads as it was planned for."""
-    runtime = _openmp()
-    if runtime is not None:
-        runtime.tell(count)

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ....core import Aval, Primitive, exactly
-from .library import Handle, Unsupported, library, load, num_threads, use_threads
+from ..openmp import num_threads, use_threads
+from .library import Handle, Unsupported, library, load
 from .memory import ALIGNMENT, DATA_TYPES, Desc, make_memory
 from .primitives import (
     ARG_DST,
