@@ -11,7 +11,8 @@ Beside the arithmetic of `loops.OPERATIONS` the result uses
 - `modulo`: C's fmod, or the remainder of integers; `quotient`: division of integers that rounds
   towards zero. The divisor is neither 0 nor (of signed integers) -1;
 - `left`, `right`: shifts by less than the number of bits;
-- `scale` (x, n): x * 2**n, n a float that is whole, with one rounding or, below the normal numbers, two;
+- `scale` (x, n): x * 2**n, n a float that is whole, with one rounding or, below the normal
+  numbers, two;
 - `rarely` (condition, y, x), attribute a C function: that function of x where the condition holds,
   which it hardly ever does, else y;
 - `library`, attribute a C function of one or two arguments;

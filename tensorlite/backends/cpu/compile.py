@@ -11,6 +11,7 @@ from typing import Any
 
 from ... import observe
 from ...compiler.absorb import absorb, absorbed_p
+from ...compiler.bands import slide
 from ...compiler.fuse import fuse, nest_p
 from ...compiler.inline import inline
 from ...compiler.simplify import simplify, transposed_matmul_p
@@ -29,10 +30,10 @@ HEAVY = (conv_p, conv_input_grad_p, *_PRODUCTS)  # what may have an epilogue
 def compile_program(graph: Graph, lowerings: Mapping[Primitive, Callable[..., Any]]) -> Program:
     """`graph` as a program for the CPU, for the number of threads that is set now."""
     flat = inline(graph, ())
-    lean = simplify(flat)
+    lean = slide(simplify(flat))
     plans: list[Plan] = []
     absorbed = absorb(lean, HEAVY, lambda eqn: plan_for(eqn) is not None)
-    fused = fuse(absorbed)
+    fused = fuse(absorbed, guards=True)
 
     def planned(eqn: Equation) -> Plan | None:
         found = plan_for(eqn)

@@ -19,7 +19,7 @@ Variation = tuple[int | None, ...]
 
 class Canonical(NamedTuple):
     """A nest whose kept axes come first. `numbers` are strides with which a position along the
-    reduced axes becomes its row-major number in the original nest, for argmax."""
+    reduced axes becomes its row-major number in the original nest, for argmax (all 0 without)."""
 
     nest: Nest
     numbers: tuple[int, ...]
@@ -73,7 +73,7 @@ def canonical(nest: Nest) -> Canonical:
 
 def _row_major_numbers(nest: Nest) -> list[int]:
     numbers, step = [0] * len(nest.shape), 1
-    for axis in sorted(nest.reduced, reverse=True):
+    for axis in reversed(nest.reduced):
         numbers[axis] = step
         step *= nest.shape[axis]
     return numbers if any(i.attribute == "argmax" for i in nest.body) else [0] * len(nest.shape)

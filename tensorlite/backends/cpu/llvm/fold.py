@@ -54,6 +54,8 @@ class Folds:
         self.copies = plan.copies if self.across else copies
         self.lanes = plan.lanes
         self.numbered = any(self._kind(p) == "argmax" for p in self.positions)
+        steps = [plan.numbers[axis] for axis in plan.inner]
+        self.ordered = steps == sorted(steps, reverse=True)  # points come by their numbers
         self.blocked = blocked  # `flush` is called now and then
         self._slots: dict[tuple[int, int], str] = {}
         self._block_sums: dict[tuple[int, int], str] = {}
@@ -108,9 +110,12 @@ class Folds:
             self._number_slots[position, copy],
         )
         best = function.value(f"load {numbers}, ptr {number_slot}")
+        here = self._lane_numbers(number or "0")
         wins = _wins(place, dtype, value, before)
+        if not self.ordered:
+            wins = _or_tied(place, dtype, wins, value, before, here, best)
         after = place.select(wins, dtype, value, before)
-        best = place.select(wins, _NUMBER, self._lane_numbers(number or "0"), best)
+        best = place.select(wins, _NUMBER, here, best)
         function.line(f"store {kind} {after}, ptr {slot}")
         function.line(f"store {numbers} {best}, ptr {number_slot}")
 
@@ -238,13 +243,8 @@ class Folds:
         if op != "argmax":
             return _combined(place, op, dtype, x, y), []
         first, second = x_numbers[0], y_numbers[0]
-        earlier = compare(place, "less", _NUMBER, second, first)
         wins = _wins(place, dtype, y, x)
-        loses = _wins(place, dtype, x, y)
-        mask = vector("i1", lanes)
-        tied = place.value(f"xor {mask} {loses}, {place.literal(True, dtypes.bool_)}")
-        tied = place.value(f"and {mask} {tied}, {earlier}")
-        chosen = place.value(f"or {mask} {wins}, {tied}")
+        chosen = _or_tied(place, dtype, wins, y, x, second, first)
         return place.select(chosen, dtype, y, x), [place.select(chosen, _NUMBER, second, first)]
 
 
@@ -278,3 +278,15 @@ def _wins(place: Place, dtype: np.dtype[Any], x: str, best: str) -> str:
     larger = place.value(f"fcmp ugt {kind} {x}, {best}")
     number = place.value(f"fcmp ord {kind} {best}, {best}")
     return place.value(f"and {vector('i1', place.lanes)} {larger}, {number}")
+
+
+def _or_tied(
+    place: Place, dtype: np.dtype[Any], wins: str, x: str, best: str, number: str, best_number: str
+) -> str:
+    """Whether `x` wins, or is as large as `best` and has the lower number."""
+    mask = vector("i1", place.lanes)
+    loses = _wins(place, dtype, best, x)
+    tied = place.value(f"xor {mask} {loses}, {place.literal(True, dtypes.bool_)}")
+    earlier = compare(place, "less", _NUMBER, number, best_number)
+    tied = place.value(f"and {mask} {tied}, {earlier}")
+    return place.value(f"or {mask} {wins}, {tied}")

@@ -22,6 +22,7 @@ from .values import Values, first_lanes
 PARALLEL_NANOSECONDS = 8000.0
 SUM_BLOCK = 64  # additions one after the other
 BUFFER_BYTES = 1 << 16  # for values that stay between passes
+UNROLLED = 1024  # instructions of a nest up to which short loops are written out
 
 Bounds = dict[int, tuple[str, str]]
 
@@ -92,6 +93,7 @@ class _Units(Values):
         super().__init__(Function(module, header), plan)
         self.level = [self._level(i) for i in range(len(self.nest.body))]
         self._choose_buffered()
+        self.unrolled = self._short_axes()
 
     # ---- structure -----------------------------------------------------------------------
 
@@ -187,8 +189,12 @@ class _Units(Values):
             if rest:
                 limit = str(whole) if high == str(extent) else self._smaller(high, str(whole))
             self.copies, self.mask = plan.copies, None
-            with function.loop(low, limit, step) as index:
-                self._at(axis, index, body)
+            if axis in self.unrolled and (low, limit) == ("0", str(whole)):
+                for position in range(0, whole, step):
+                    self._at(axis, str(position), body)
+            else:
+                with function.loop(low, limit, step) as index:
+                    self._at(axis, index, body)
         if rest:
             with ExitStack() as stack:
                 if high != str(extent):
@@ -299,9 +305,12 @@ class _Units(Values):
 
             if axis == plan.vector:
                 self._vector_loop(axis, low, high, body)
-                return
-            with function.loop(low, high) as index:
-                self._at(axis, index, body)
+            elif axis in self.unrolled and (low, high) == ("0", str(self.nest.shape[axis])):
+                for position in range(self.nest.shape[axis]):
+                    self._at(axis, str(position), body)
+            else:
+                with function.loop(low, high) as index:
+                    self._at(axis, index, body)
 
         run(plan.inner)
 
@@ -339,6 +348,25 @@ class _Units(Values):
                 folds.add(position, copy, value, mask, number)
         for i in outputs:
             self._store(len(self.nest.inputs) + i, self.nest.outputs[i])
+
+    def _short_axes(self) -> set[int]:
+        """The axes whose loops are written out, so that what depends on the index alone, such as
+        the guards of loads, is known when the nest is compiled."""
+        plan, nest = self.plan, self.nest
+        found: set[int] = set()
+        if plan.partition is not None or plan.vector in (-1, *plan.inner):
+            return found
+        size = len(nest.body) * plan.copies
+        for axis in reversed(plan.inner):
+            size *= nest.shape[axis]
+            if size > UNROLLED:
+                return found
+            found.add(axis)
+        groups = -(-nest.shape[plan.vector] // (plan.lanes * plan.copies))
+        guards = [i.args[0] for i in nest.body if i.op == "load" and i.args]
+        if any(map(plan.is_vector, guards)) and size * groups <= UNROLLED:
+            found.add(plan.vector)
+        return found
 
     # ---- values that stay for later passes -----------------------------------------------
 

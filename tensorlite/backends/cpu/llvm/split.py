@@ -49,7 +49,8 @@ def make_stages(source: Canonical, register_bytes: int) -> Stages:
     folded = any(i.op == "reduce" for i in nest.body)
     if not folded or plan.units >= ENOUGH_UNITS or estimate(plan) < LEAST_NANOSECONDS:
         return whole
-    axis = max(nest.reduced, key=lambda a: nest.shape[a])
+    # The first of equal maxima is in the first part only if parts come by the numbers of points.
+    axis = max(nest.reduced, key=lambda a: (source.numbers[a], nest.shape[a]))
     parts = min(MOST_PARTS, math.prod(nest.shape) // PART, MOST_RESULTS // max(kept, 1))
     size = -(-nest.shape[axis] // max(parts, 1))
     if size > MOST_SIDE_BY_SIDE:

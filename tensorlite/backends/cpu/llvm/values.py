@@ -56,7 +56,7 @@ class Values:
             return
         if op in ("load", "gather"):
             for copy in range(self.copies if plan.is_vector(position) else 1):
-                self._set((position, copy), self._load(position, copy))
+                self._define(position, copy, self._load(position, copy))
             return
         operands = [self.nest.body[a].dtype for a in args]
         if not plan.is_vector(position) or self._is_affine(position):
@@ -69,10 +69,13 @@ class Values:
         for copy in range(self.copies):
             vectors = [self._vector(a, copy) for a in args]
             place = Place(self.function, plan.lanes)
-            value = apply(place, op, attribute, dtype, operands, vectors)
-            self._set((position, copy), value)
-            if position in self.buffers:
-                self._to_buffer(position, copy, value)
+            self._define(position, copy, apply(place, op, attribute, dtype, operands, vectors))
+
+    def _define(self, position: int, copy: int, value: str) -> None:
+        """Make a computed value known, here and in later passes."""
+        self._set((position, copy), value)
+        if position in self.buffers:
+            self._to_buffer(position, copy, value)
 
     def _narrowed(self, index: str, dtype: np.dtype[Any]) -> str:
         if dtype == dtypes.int64 or not index.startswith("%"):
@@ -188,6 +191,8 @@ class Values:
     def _load(self, position: int, copy: int) -> str:
         op, args, dtype, attribute = self.nest.body[position]
         plan, function = self.plan, self.function
+        if op == "load" and args:
+            return self._guarded_load(position, copy)
         number, strides = (attribute, ()) if op == "load" else attribute
         offset = self._copied_offset(number, copy)
         scattered = []
@@ -216,6 +221,36 @@ class Values:
             moved = function.value(f"mul {kind} {index}, {scale}")
             offsets = function.value(f"add {kind} {offsets}, {moved}")
         return self._gather(number, offsets, mask)
+
+    def _guarded_load(self, position: int, copy: int) -> str:
+        """A load that reads nothing, and gives 0, where its argument is false."""
+        _, (guard,), dtype, number = self.nest.body[position]
+        plan, function = self.plan, self.function
+        offset = self._copied_offset(number, copy)
+        kind = register_type(dtype)
+        step = 0 if plan.vector < 0 else self.operands[number].strides[plan.vector]
+        if not plan.is_vector(guard) and (step == 0 or not plan.is_vector(position)):
+            value = self._load_if(self._scalar(guard, copy), number, offset)
+            return self._splat(value, kind) if plan.is_vector(position) else value
+        mask, mask_kind = self._vector(guard, copy), vector("i1", plan.lanes)
+        tail = self.mask if copy == self.copies - 1 else None
+        if tail is not None:
+            mask = function.value(f"and {mask_kind} {mask}, {tail}")
+        if step == 1:
+            return self._load_vector(number, offset, mask)
+        if step != 0:
+            return self._gather(number, self._lane_offsets(offset, number, (), (), step), mask)
+        name = f"llvm.vector.reduce.or.v{plan.lanes}i1"
+        value = self._load_if(function.call("i1", name, (mask_kind, mask)), number, offset)
+        wide = self._splat(value, kind)
+        return Place(function, plan.lanes).select(mask, dtype, wide, literal(0, dtype, plan.lanes))
+
+    def _load_if(self, held: str, number: int, offset: str) -> str:
+        """An element where `held` is true, else 0. The first one is always there to be read."""
+        dtype = self.operands[number].dtype
+        safe = self.function.value(f"select i1 {held}, i64 {offset}, i64 0")
+        value = self._load_scalar(number, safe)
+        return Place(self.function, 1).select(held, dtype, value, literal(0, dtype))
 
     def _widened(self, value: str, position: int, lanes: int) -> str:
         dtype = self.nest.body[position].dtype
