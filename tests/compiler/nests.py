@@ -156,6 +156,9 @@ def _reduce(nest: Nest, how: str, x: Array, dtype: np.dtype[Any]) -> Array:
         kept = [a for a in range(whole.ndim) if a not in axes]
         rows = whole.transpose(*kept, *axes).reshape(*[whole.shape[a] for a in kept], -1)
         return np.expand_dims(np.argmax(rows, axis=-1), tuple(sorted(axes)))
+    if how == "sum" and whole.dtype == dtypes.float32:  # as close as it gets
+        total = np.sum(whole, axis=tuple(axes), keepdims=True, dtype=np.float64)
+        return total.astype(np.float32)
     function: Any = {
         "sum": np.sum,
         "prod": np.prod,

@@ -57,6 +57,8 @@ SHAPES = [
     ((3, 4, 5, 33), (1, 3)),
     ((70000,), (0,)),
     ((9, 40000), (1,)),
+    ((30, 7, 3000), (2, 0)),  # points are numbered in the order of the axes as they are named
+    ((6, 5, 4), (2, 1, 0)),
 ]
 
 
@@ -159,6 +161,41 @@ def test_max_pooling(channels: int, dtype: np.dtype[Any]) -> None:
     llvm.run_nest(nest, [x], [values, cells])
     np.testing.assert_array_equal(cells, want[1])
     np.testing.assert_array_equal(values.astype(np.float64), want[0].astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.float64, dtypes.bool_])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(3, 5, 64), (4, 6, 33), (5, 40, 1)])
+def test_guarded_loads(shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) -> None:
+    """Sums of up to five neighbours along an axis; beyond the ends nothing is read."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, shape).astype(dtype)
+    strides, step = row_major(shape), row_major(shape)[axis]
+    recorder = Recorder()
+    at = recorder.emit("index", (), INT64, axis) + recorder.emit("index", (), INT64, 3) - 2
+    inside: Any = (at >= 0) & (at < shape[axis])
+    neighbour = recorder.emit("load", (inside,), dtype, 0)
+    total = recorder.emit("reduce", (recorder.cast(neighbour, FLOAT32),), FLOAT32, "sum")
+    # A guard that is false everywhere, of one element for all points of an axis.
+    never = recorder.emit("load", (at > shape[axis] + 9,), dtype, 1)
+    nothing = recorder.emit("reduce", (recorder.cast(never, FLOAT32),), FLOAT32, "sum")
+    still = tuple(0 if a == 2 else s for a, s in enumerate(strides))
+    nest = Nest(
+        (*shape, 5),
+        (3,),
+        (Operand(dtype, (*strides, step), -2 * step), Operand(dtype, (*still, 0), 1 << 40)),
+        tuple(recorder.body),
+        (
+            Output(total.position, Operand(FLOAT32, (*strides, 0))),
+            Output(nothing.position, Operand(FLOAT32, (*strides, 0))),
+        ),
+    )
+    sums, zeros = np.zeros(shape, FLOAT32), np.ones(shape, FLOAT32)
+    llvm.run_nest(nest, [x, x], [sums, zeros])
+    padded = np.pad(x.astype(FLOAT32), [(2, 2) if a == axis else (0, 0) for a in range(3)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 5, axis)
+    np.testing.assert_array_equal(sums, windows.sum(axis=-1))
+    np.testing.assert_array_equal(zeros, np.zeros(shape, FLOAT32))
 
 
 @pytest.mark.parametrize("width", [1, 5, 64, 70])

@@ -1,4 +1,4 @@
-"""Rendered nests against the interpreter: shapes, strides, reduced axes, dtypes, mixes of
+"""Rendered nests against the reference: shapes, strides, reduced axes, dtypes, mixes of
 instructions."""
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlite.compiler.loops import Nest, Operand, Output, Recorder, Scalar, Scalars
-
-from . import interpreter
+from tests.compiler import nests as reference
 
 split = pytest.importorskip("tensorlite.backends.cpu.llvm.split")
 compile_module = pytest.importorskip("tensorlite.backends.cpu.llvm.compile")
@@ -52,7 +51,7 @@ def check(nest: Nest, seed: int = 0, inputs: list[np.ndarray] | None = None) -> 
     made = [p[GUARD:-GUARD] for p in padded]
     wanted = [m.copy() for m in made]
     llvm.run_nest(nest, inputs, made)
-    interpreter.run(nest, inputs, wanted)
+    reference.run(nest, inputs, wanted)
     for buffer_ in padded:
         around = np.concatenate([buffer_[:GUARD], buffer_[-GUARD:]])
         assert (around == np.ones((), around.dtype)).all(), f"wrote out of bounds: {nest}"
@@ -136,7 +135,7 @@ def nests(draw: st.DrawFn) -> Nest:
 
 @settings(max_examples=60, deadline=None)
 @given(nests())
-def test_like_the_interpreter(nest: Nest) -> None:
+def test_like_the_reference(nest: Nest) -> None:
     check(nest)
 
 
