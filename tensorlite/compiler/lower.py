@@ -116,6 +116,11 @@ def _library(name: str) -> Callable[..., Scalar]:
 
 
 def _pow(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
+    exponent = y.recorder.body[y.position]
+    if x.dtype.kind == "f" and exponent.op == "constant":
+        known = mathematics.known_power(k, x, exponent.attribute)
+        if known is not None:
+            return known
     if x.dtype == dtypes.float32:
         return mathematics.power(k, x, y)
     if x.dtype == dtypes.float64:

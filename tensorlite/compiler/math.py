@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import dtypes
-from ..ops.special import _CENTRE, _LARGE, _MIDDLE, _SMALL, _TAIL
+from ..ops.special import ERF_SMALL, ERFC_LARGE, ERFC_MIDDLE, ERFINV_CENTRE, ERFINV_TAIL
 from .loops import Scalar, Scalars
 
 LOG2_E, LN_2 = 1 / math.log(2), math.log(2)
@@ -234,6 +234,30 @@ def rsqrt(k: Scalars, x: Scalar) -> Scalar:
     return 1 / k.sqrt(x)
 
 
+def known_power(k: Scalars, x: Scalar, exponent: float) -> Scalar | None:
+    """x ** exponent in products, roots and quotients, within 4 units in the last place; None for
+    exponents that are not multiples of 1 / 4 up to 4."""
+    size = abs(exponent)
+    whole, quarters = int(size), int(4 * (size % 1))
+    if size > 4 or 4 * size != int(4 * size):
+        return None
+    if size == 0:
+        return x.recorder.constant(1, x.dtype)
+    inverted = exponent <= -1  # since x ** size may overflow where this does not
+    base = 1 / x if inverted else x
+    result: Any = None
+    if quarters:
+        # The root of -0.0 is -0.0, its powers are 0; those of -infinity are infinite.
+        root = k.where(x == (0 if inverted else -math.inf), math.inf, k.abs(k.sqrt(base)))
+        base = k.abs(base)
+        result = {1: k.sqrt(root), 2: root, 3: root * k.sqrt(root)}[quarters]
+    if whole:
+        square = base * base
+        product = {1: base, 2: square, 3: square * base, 4: square * square}[whole]
+        result = product if result is None else product * result
+    return 1 / result if exponent < 0 and not inverted else result
+
+
 def power(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
     """x ** y for float32, through logarithms in float64."""
     recorder = x.recorder
@@ -356,7 +380,7 @@ def erf(k: Scalars, x: Scalar) -> Scalar:
     """The error function."""
     if x.dtype == dtypes.float64:
         size = _clamped(k, k.abs(x), 0.0, 6.0)  # erf(6) is 1 in double precision
-        small = x * _ratio(_SMALL, x * x)
+        small = x * _ratio(ERF_SMALL, x * x)
         return k.where(size <= 0.5, small, k.copysign(1 - _erfc(k, size), x))
     size = _clamped(k, k.abs(x), 0.0, 4.0)
     small = x + x * _polynomial(_ERF, x * x)
@@ -366,10 +390,10 @@ def erf(k: Scalars, x: Scalar) -> Scalar:
 
 def _erfc(k: Scalars, size: Scalar) -> Scalar:
     """1 - erf in float64, for arguments of 0.46 and more (W. J. Cody, see `ops.special`)."""
-    middle = _ratio(_MIDDLE, size)
+    middle = _ratio(ERFC_MIDDLE, size)
     safe = k.where(size < 1, _like(size, 1.0), size)
     inverse = 1 / (safe * safe)
-    large = (1 / math.sqrt(math.pi) - inverse * _ratio(_LARGE, inverse)) / safe
+    large = (1 / math.sqrt(math.pi) - inverse * _ratio(ERFC_LARGE, inverse)) / safe
     return exp(k, -size * size) * k.where(size <= 4, middle, large)
 
 
@@ -379,8 +403,8 @@ def erfinv(k: Scalars, x: Scalar) -> Scalar:
     inside = size < 1
     w = k.where(inside, -log(k, (1 - x) * (1 + x)), 1.0)
     far = k.sqrt(k.where(w < 5, _like(w, 5.0), w)) - 3
-    centre = _polynomial(_CENTRE[::-1], w - 2.5)
-    y = size * k.where(w < 5, centre, _polynomial(_TAIL[::-1], far))
+    centre = _polynomial(ERFINV_CENTRE[::-1], w - 2.5)
+    y = size * k.where(w < 5, centre, _polynomial(ERFINV_TAIL[::-1], far))
     if x.dtype == dtypes.float64:
         y = _refined_erfinv(k, y, size)
     edge = k.where(size == 1, _like(x, math.inf), math.nan)

@@ -90,7 +90,7 @@ def in_float32(f: Callable[..., Array]) -> Callable[..., Array]:
 
 # Rational approximations of erf and erfc by W. J. Cody, "Rational Chebyshev approximations for the
 # error function", Mathematics of Computation 23 (1969); good to double precision.
-_SMALL = (
+ERF_SMALL = (
     (
         1.85777706184603153e-1,
         3.16112374387056560e0,
@@ -106,7 +106,7 @@ _SMALL = (
         2.84423683343917062e3,
     ),
 )
-_MIDDLE = (
+ERFC_MIDDLE = (
     (
         2.15311535474403846e-8,
         5.64188496988670089e-1,
@@ -130,7 +130,7 @@ _MIDDLE = (
         1.23033935480374942e3,
     ),
 )
-_LARGE = (
+ERFC_LARGE = (
     (
         1.63153871373020978e-2,
         3.05326634961232344e-1,
@@ -154,16 +154,16 @@ def erf(x: Array) -> Array:
     """The error function, computed in float64."""
     z = np.asarray(x, np.float64)
     size = np.minimum(np.abs(z), 6.0)  # erf(6) is 1 in double precision
-    small = z * _ratio(_SMALL, np.where(size <= 0.5, z * z, 0))
+    small = z * _ratio(ERF_SMALL, np.where(size <= 0.5, z * z, 0))
     result = np.where(size <= 0.5, small, np.copysign(1 - _erfc(size), z))
     return np.where(np.isnan(z), z, result).astype(np.asarray(x).dtype)
 
 
 def _erfc(size: Array) -> Array:
     """1 - erf, to double precision, for arguments of 0.46 and more."""
-    middle = _ratio(_MIDDLE, size)
+    middle = _ratio(ERFC_MIDDLE, size)
     inverse = 1 / np.square(np.maximum(size, 1.0))
-    large = (1 / math.sqrt(math.pi) - inverse * _ratio(_LARGE, inverse)) / np.maximum(size, 1.0)
+    large = (1 / math.sqrt(math.pi) - inverse * _ratio(ERFC_LARGE, inverse)) / np.maximum(size, 1.0)
     return np.exp(-size * size) * np.where(size <= 4, middle, large)
 
 
@@ -173,7 +173,7 @@ def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Array) 
 
 # First guess by M. Giles, "Approximating the erfinv function", GPU Computing Gems (2011), good to
 # single precision.
-_CENTRE = (
+ERFINV_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
     -3.5233877e-06,
@@ -184,7 +184,7 @@ _CENTRE = (
     0.246640727,
     1.50140941,
 )
-_TAIL = (
+ERFINV_TAIL = (
     -0.000200214257,
     0.000100950558,
     0.00134934322,
@@ -206,8 +206,8 @@ def erfinv(x: Array) -> Array:
         inside = np.where(np.abs(z) < 1, w, 1.0)
         y = z * np.where(
             inside < 5,
-            np.polyval(_CENTRE, inside - 2.5),
-            np.polyval(_TAIL, np.sqrt(np.maximum(inside, 5)) - 3),
+            np.polyval(ERFINV_CENTRE, inside - 2.5),
+            np.polyval(ERFINV_TAIL, np.sqrt(np.maximum(inside, 5)) - 3),
         )
         if np.asarray(x).dtype == np.float64:
             y = np.copysign(_refined(np.abs(y), np.abs(z)), z)

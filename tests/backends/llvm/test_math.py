@@ -18,12 +18,15 @@ pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be co
 Array = np.ndarray
 
 
-def apply(op: str, *args: Array) -> Array:
-    """A scalar operation of arrays of one dtype, as a nest."""
+def apply(op: str, *args: Array, constant: float | None = None) -> Array:
+    """A scalar operation of arrays of one dtype, and of a last argument that is the same for all
+    elements, as a nest."""
     (size,) = args[0].shape
     dtype = args[0].dtype
     recorder = Recorder()
     values = [recorder.emit("load", (), dtype, i) for i in range(len(args))]
+    if constant is not None:
+        values.append(recorder.constant(constant, dtype))
     y = getattr(Scalars(recorder), op)(*values)
     operand = Operand(dtype, (1,))
     nest = Nest(
@@ -136,6 +139,22 @@ def test_pow(dtype: Any) -> None:
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_array_equal(np.signbit(got[want == 0]), np.signbit(want[want == 0]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "exponent", [0, 1, 2, 3, 4, -1, -2, -3, 0.5, 0.25, 0.75, 1.5, 2.75, -0.5, -0.75, -1.5, 0.3]
+)
+def test_powers_known_in_advance(exponent: float, dtype: Any) -> None:
+    x = np.concatenate([floats(dtype), np.array(SPECIAL, dtype)])
+    got = apply("pow", x, constant=exponent)
+    # NumPy's power of one exponent for all elements may be a square root.
+    want = reference(lambda v: np.power(v, np.full_like(v, dtype(exponent))), x)
+    error = units(got, want, dtype)
+    worst = int(np.argmax(error))
+    assert error[worst] <= 4, f"pow({x[worst]!r}, {exponent}) is off by {error[worst]:.3g} units"
+    zero = got == 0
+    np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(want[zero]))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
