@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +28,11 @@ class Operations:
     def conv(self, x: tl.Tensor, name: str, stride: int = 1, padding: int = 0) -> tl.Tensor:
         y = nn.conv(x, self.weights[f"{name}.weight"], stride=stride, padding=padding)
         bias = self.weights.get(f"{name}.bias")
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.astype(y.dtype)
 
     def linear(self, x: tl.Tensor, name: str) -> tl.Tensor:
-        return x @ self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        y = x @ self.weights[f"{name}.weight"]
+        return y + self.weights[f"{name}.bias"].astype(y.dtype)
 
     def batch_norm(self, x: tl.Tensor, name: str) -> tl.Tensor:
         y, mean, variance = nn.batch_norm_train(
@@ -117,11 +117,11 @@ def build_step(
     images, labels = map(tl.asarray, batch)
     weights, statistics = tl.tree.map(tl.asarray, (parameters, buffers))
     state = optimizer.init(weights)
-    policy = _policy(precision)
+    policy = tl.precision(precision)
 
     def step() -> float:
         nonlocal weights, statistics, state
-        with policy():
+        with policy:
             weights, statistics, state, loss = train(weights, statistics, state, images, labels)
         return float(loss)
 
@@ -132,13 +132,3 @@ def _optimizer(name: str, rate: float) -> optim.Optimizer:
     if name == "adam":
         return optim.adam(rate)
     return optim.sgd(rate, momentum=0.9 if name == "momentum" else 0.0)
-
-
-def _policy(precision: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """What a step runs under."""
-    if precision == "f32":
-        return contextlib.nullcontext
-    policy = getattr(tl, "precision", None)
-    if policy is None:
-        raise ValueError(f"this tensorlite has no tl.precision, so it cannot train in {precision}")
-    return lambda: policy(precision)
