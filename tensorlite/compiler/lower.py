@@ -52,9 +52,17 @@ def lower(nest: Nest) -> Nest:
         values.append(_lowered(recorder, instruction, [values[a] for a in instruction.args]))
     outputs = []
     for output in nest.outputs:
-        value = recorder.cast(values[output.value], output.operand.dtype)
+        value = _stored(recorder, values[output.value], output.operand.dtype)
         outputs.append(output._replace(value=value.position))
     return _without_unused(nest._replace(body=tuple(recorder.body), outputs=tuple(outputs)))
+
+
+def _stored(recorder: Recorder, value: Scalar, dtype: np.dtype[Any]) -> Scalar:
+    """`value` as the dtype of its buffer: what was only widened when it was loaded is as it was."""
+    op, args, _, _ = recorder.body[value.position]
+    if op == "cast" and dtype in _HALVES and recorder.body[args[0]].dtype == dtype:
+        return Scalar(recorder, args[0], dtype)
+    return recorder.cast(value, dtype)
 
 
 def _without_unused(nest: Nest) -> Nest:

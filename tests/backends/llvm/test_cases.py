@@ -198,6 +198,41 @@ def test_guarded_loads(shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) 
     np.testing.assert_array_equal(zeros, np.zeros(shape, FLOAT32))
 
 
+TRANSPOSED = [dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.bool_, dtypes.int8]
+
+
+@pytest.mark.parametrize("dtype", TRANSPOSED)
+@pytest.mark.parametrize(
+    "shape", [(32, 48), (64, 64), (17, 33), (2, 3, 70), (5, 16, 1), (3, 100, 37), (1, 5, 4)]
+)
+def test_transposes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Nests of inputs in two layouts: whole blocks that are transposed in registers, and edges."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(0, 2 if dtype == dtypes.bool_ else 9, shape).astype(dtype) for _ in "xy")
+    swapped = (*shape[:-2], shape[-1], shape[-2])
+    strides = row_major(shape)
+    moved = (*strides[:-2], strides[-1], strides[-2])
+    recorder = Recorder()
+    a, b, c = (recorder.emit("load", (), dtype, i) for i in range(3))
+    largest = recorder.emit("max", (recorder.emit("max", (a, b), dtype), c), dtype)
+    nest = Nest(
+        swapped,
+        (),
+        (Operand(dtype, moved), Operand(dtype, moved), Operand(dtype, row_major(swapped))),
+        tuple(recorder.body),
+        (
+            Output(a.position, Operand(dtype, row_major(swapped))),
+            Output(largest.position, Operand(dtype, row_major(swapped))),
+        ),
+    )
+    z = rng.integers(0, 2, swapped).astype(dtype)
+    copied, larger = np.zeros(swapped, dtype), np.zeros(swapped, dtype)
+    llvm.run_nest(nest, [x, y, z], [copied, larger])
+    np.testing.assert_array_equal(copied, np.swapaxes(x, -1, -2))
+    want = np.maximum(np.maximum(np.swapaxes(x, -1, -2), np.swapaxes(y, -1, -2)), z)
+    np.testing.assert_array_equal(larger, want)
+
+
 @pytest.mark.parametrize("width", [1, 5, 64, 70])
 def test_rows_of_a_table(width: int) -> None:
     rng = np.random.default_rng(0)

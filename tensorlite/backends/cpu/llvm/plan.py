@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .... import dtypes
-from ....compiler.loops import Nest
+from ....compiler.loops import Instruction, Nest
 from .axes import Canonical, Variation, access_stride, variation
 
 UNIT = 4096  # points that a thread takes at a time, or a little more
 TILE = 16  # points along the second axis of a tile, when axes are permuted
 MOST_SIDE_BY_SIDE = 512  # points, a multiple of all numbers of lanes and copies
 _HARD = 10.0  # cost of an access that is no vector load, in vector loads
+_TURNED = 3.0  # that of a load from a block that is transposed in registers
+MOST_TURNED = 32  # lanes: a block of as many vectors has to fit the registers
 
 
 class Partition(NamedTuple):
@@ -67,6 +69,16 @@ class Plan(NamedTuple):
     def is_vector(self, position: int) -> bool:
         """Whether a value differs along the vector axis."""
         return self.vector >= 0 and self.varies[position][self.vector] != 0
+
+    def turned(self) -> list[int]:
+        """The inputs that are contiguous along the axis of a tile, rather than that of vectors, and
+        are transposed in registers, block by block."""
+        if self.nest.reduced or self.shared not in self.inner or self.lanes > MOST_TURNED:
+            return []
+        axes = (self.shared, self.vector)
+        loads = [i for i in self.nest.body if i.op == "load" and not i.args]
+        strides = {i.attribute: self.nest.inputs[i.attribute].strides for i in loads}
+        return [n for n, s in strides.items() if s[axes[0]] == 1 and s[axes[1]] not in (0, 1)]
 
     def is_inner_output(self, number: int) -> bool:
         """Whether an output is written at each point of the inner loops."""
@@ -140,7 +152,8 @@ def _cost(nest: Nest, varies: Sequence[Variation], axis: int, lanes: int) -> flo
     total = 0.2 * len(nest.body)
     for instruction in nest.body:
         if instruction.op in ("load", "gather"):
-            total += _access_cost(access_stride(nest, instruction, axis, varies))
+            cost = _access_cost(access_stride(nest, instruction, axis, varies))
+            total += min(cost, _TURNED) if _can_turn(nest, instruction, axis) else cost
     for output in nest.outputs:
         stride = output.operand.strides[axis]
         if axis not in nest.reduced or stride != 0:
@@ -152,6 +165,14 @@ def _cost(nest: Nest, varies: Sequence[Variation], axis: int, lanes: int) -> flo
         points = math.prod(nest.shape[a] for a in nest.reduced)
         total += folds * 20 * lanes / points
     return total
+
+
+def _can_turn(nest: Nest, instruction: Instruction, axis: int) -> bool:
+    """Whether a load of vectors along an axis may come from a transposed block."""
+    if nest.reduced or instruction.op != "load" or instruction.args:
+        return False
+    strides = nest.inputs[instruction.attribute].strides
+    return strides[axis] not in (0, 1) and 1 in strides
 
 
 def _access_cost(stride: int | None) -> float:
@@ -218,7 +239,7 @@ def _share(
 ) -> tuple[int | None, int]:
     """Of which axis threads take blocks, and of how many points."""
     if tile is not None:
-        return tile, TILE
+        return tile, max(TILE, step)
     inside = math.prod(nest.shape[a] for a in (*outer, *inner))
     for axis in outer:
         inside //= nest.shape[axis]

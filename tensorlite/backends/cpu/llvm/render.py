@@ -206,6 +206,33 @@ class _Units(Values):
                 self._at(axis, str(whole), body)
         self.copies, self.mask = plan.copies, None
 
+    def _transposed_loop(self, axis: int, low: str, high: str, body: Any) -> None:
+        """Blocks of as many points as vectors have lanes, and what is left at the end."""
+        extent, lanes = self.nest.shape[axis], self.plan.lanes
+        whole, rest = extent - extent % lanes, extent % lanes
+
+        def block(start: str, count: int) -> None:
+            self.scopes.append({})
+            self._advance(axis, start)
+            vectors = {n: self._transposed(n, count) for n in self.turned}
+            self.scopes.pop()
+            self.scopes.append(
+                {("row", n, i): v for n in vectors for i, v in enumerate(vectors[n])}
+            )
+            for row in range(count):
+                self.row = row
+                self._at(axis, self.function.integer("add", start, str(row)), body)
+            self.row = None
+            self.scopes.pop()
+
+        if whole:
+            limit = high if not rest else self._smaller(high, str(whole))
+            with self.function.loop(low, limit, lanes) as start:
+                block(start, lanes)
+        if rest:
+            with self.function.when(self.function.value(f"icmp eq i64 {high}, {extent}")):
+                block(str(whole), rest)
+
     # ---- passes --------------------------------------------------------------------------
 
     def _block(self, bounds: Bounds) -> None:
@@ -305,6 +332,8 @@ class _Units(Values):
 
             if axis == plan.vector:
                 self._vector_loop(axis, low, high, body)
+            elif self.turned:
+                self._transposed_loop(axis, low, high, body)
             elif axis in self.unrolled and (low, high) == ("0", str(self.nest.shape[axis])):
                 for position in range(self.nest.shape[axis]):
                     self._at(axis, str(position), body)

@@ -35,6 +35,8 @@ class Values:
         self.indices: dict[int, str] = {}
         self.number = 0  # of the pass
         self.buffers: dict[int, str] = {}  # of values that stay for later passes
+        self.row: int | None = None  # of the transposed block that is run through
+        self.turned = set(plan.turned())
 
     # ---- values --------------------------------------------------------------------------
 
@@ -194,6 +196,8 @@ class Values:
         if op == "load" and args:
             return self._guarded_load(position, copy)
         number, strides = (attribute, ()) if op == "load" else attribute
+        if op == "load" and self.row is not None and number in self.turned:
+            return self._from_memory(self._get(("row", number, self.row)), dtype, plan.lanes)
         offset = self._copied_offset(number, copy)
         scattered = []
         for argument, stride in zip(args, strides, strict=True):
@@ -245,6 +249,38 @@ class Values:
         wide = self._splat(value, kind)
         return Place(function, plan.lanes).select(mask, dtype, wide, literal(0, dtype, plan.lanes))
 
+    def _transposed(self, number: int, columns: int) -> list[str]:
+        """Vectors along the vector axis, the first of which begins at the offset of an operand that
+        is contiguous along another axis, and the others next to it there."""
+        function, lanes, dtype = self.function, self.plan.lanes, self.operands[number].dtype
+        kind, element = memory_type(dtype, lanes), memory_type(dtype)
+        first = self._pointer(number, self._get(("offset", number)))
+        stride = self.operands[number].strides[self.plan.vector]
+        mask = None if columns == lanes else first_lanes(lanes, columns)
+        count = lanes if self.mask is None else self.mask.count("true")
+        rows = ["poison"] * lanes
+        for lane in range(count):
+            at = function.value(f"getelementptr {element}, ptr {first}, i64 {lane * stride}")
+            rows[lane] = self._load_memory(at, dtype, mask)
+        # Each round interleaves the first half of the rows with the second.
+        half = lanes // 2
+        for _ in range(lanes.bit_length() - 1):
+            mixed = []
+            for one, other in zip(rows[:half], rows[half:], strict=True):
+                for start in (0, half):
+                    order = ", ".join(
+                        f"i32 {start + i}, i32 {lanes + start + i}" for i in range(half)
+                    )
+                    mixed.append(
+                        "poison"
+                        if (one, other) == ("poison", "poison")
+                        else function.value(
+                            f"shufflevector {kind} {one}, {kind} {other}, <{lanes} x i32> <{order}>"
+                        )
+                    )
+            rows = mixed
+        return rows[:columns]
+
     def _load_if(self, held: str, number: int, offset: str) -> str:
         """An element where `held` is true, else 0. The first one is always there to be read."""
         dtype = self.operands[number].dtype
@@ -286,21 +322,23 @@ class Values:
         return self._from_memory(value, dtype, 1)
 
     def _load_vector(self, number: int, offset: str, mask: str | None) -> str:
-        dtype, lanes = self.operands[number].dtype, self.plan.lanes
+        dtype = self.operands[number].dtype
+        value = self._load_memory(self._pointer(number, offset), dtype, mask)
+        return self._from_memory(value, dtype, self.plan.lanes)
+
+    def _load_memory(self, at: str, dtype: np.dtype[Any], mask: str | None) -> str:
+        lanes = self.plan.lanes
         kind = memory_type(dtype, lanes)
-        at = self._pointer(number, offset)
         if mask is None:
-            value = self.function.value(f"load {kind}, ptr {at}, align {dtype.itemsize}")
-        else:
-            value = self.function.call(
-                kind,
-                f"llvm.masked.load.{_memory_suffix(dtype, lanes)}.p0",
-                ("ptr", at),
-                ("i32", str(dtype.itemsize)),
-                (vector("i1", lanes), mask),
-                (kind, "zeroinitializer"),
-            )
-        return self._from_memory(value, dtype, lanes)
+            return self.function.value(f"load {kind}, ptr {at}, align {dtype.itemsize}")
+        return self.function.call(
+            kind,
+            f"llvm.masked.load.{_memory_suffix(dtype, lanes)}.p0",
+            ("ptr", at),
+            ("i32", str(dtype.itemsize)),
+            (vector("i1", lanes), mask),
+            (kind, "zeroinitializer"),
+        )
 
     def _load_strided(self, number: int, offset: str, step: int, mask: str | None) -> str:
         """A vector from elements at equal distances: single loads are faster than a gather."""
