@@ -341,14 +341,14 @@ def test_a_module_that_is_changed_inside_keeps_no_boxes() -> None:
 def test_deep_graphs_need_no_recursion() -> None:
     def deep(x: tl.Tensor) -> tl.Tensor:
         y = x
-        for _ in range(10_000):
+        for _ in range(3_000):  # Python recurses a thousand times
             y = y + x
         return y
 
-    assert tl.grad(deep)(float64(1.0)).item() == 10_001
+    assert tl.grad(deep)(float64(1.0)).item() == 3_001
     value, pull = tl.vjp(tl.jit(deep), float64(1.0))
-    assert pull(value)[0].item() == 10_001**2
-    assert tl.grad(tl.checkpoint(deep))(float64(1.0)).item() == 10_001
+    assert pull(value)[0].item() == 3_001**2
+    assert tl.grad(tl.checkpoint(deep))(float64(1.0)).item() == 3_001
 
 
 def test_the_tape_is_freed_with_the_pullback() -> None:

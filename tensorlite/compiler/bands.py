@@ -57,7 +57,12 @@ def _band_of(eqn: Equation) -> Window | None:
     if eqn.prim is not matmul_p or not isinstance(eqn.inputs[1], Tensor):
         return None
     band = eqn.inputs[1].numpy()
-    if band.ndim != 2 or band.shape[0] != band.shape[1] or band.dtype not in dtypes.FLOATS:
+    if (
+        band.ndim != 2
+        or not band.size
+        or band.shape[0] != band.shape[1]
+        or band.dtype not in dtypes.FLOATS
+    ):
         return None
     n = len(band)
     before = int(np.count_nonzero(band[:, -1])) - 1  # elements of the last sum, but its own

@@ -14,74 +14,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import dtypes
 from ..ops.special import ERF_SMALL, ERFC_LARGE, ERFC_MIDDLE, ERFINV_CENTRE, ERFINV_TAIL
+from .formats import FORMATS, Format
 from .loops import Scalar, Scalars
 
 LOG2_E, LN_2 = 1 / math.log(2), math.log(2)
-
-
-class _Format(NamedTuple):
-    """What the functions have to know about a floating-point format."""
-
-    integer: np.dtype[Any]  # of the same width
-    mantissa: int  # explicit bits
-    bias: int
-    rounder: float  # adding it leaves the nearest integer in the low bits
-    smallest_normal: float
-    ln2: tuple[float, float]  # the first part times an exponent is exact
-    exp_range: tuple[float, float]  # beyond which exp is 0 or infinite
-    expm1_lowest: float  # below it expm1 is -1
-    exp_tail: tuple[float, ...]  # (exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2
-
-
-_FORMATS = {
-    dtypes.float32: _Format(
-        dtypes.int32,
-        23,
-        127,
-        1.5 * 2**23,
-        2.0**-126,
-        (0.693359375, -2.12194440054690583e-4),
-        (-104.0, 89.0),
-        -20.0,
-        (0.5, 0.16666576989698776, 0.041666554617204574, 0.0083631790527225774, 0.0013926183587714),
-    ),
-    dtypes.float64: _Format(
-        dtypes.int64,
-        52,
-        1023,
-        1.5 * 2**52,
-        2.0**-1022,
-        (6.93147180369123816490e-01, 1.90821492927058770002e-10),
-        (-746.0, 710.0),
-        -40.0,
-        (
-            0.5,
-            0.16666666666666671,
-            0.04166666666666667,
-            0.0083333333333261351,
-            0.0013888888888883748,
-            0.00019841269874820625,
-            2.4801587325547741e-5,
-            2.7557255400206424e-6,
-            2.7557273643110295e-7,
-            2.5105217004720745e-8,
-            2.0914686968086877e-9,
-        ),
-    ),
-}
 
 # ---- exponentials --------------------------------------------------------------------------------
 
 
 def exp(k: Scalars, x: Scalar) -> Scalar:
     """e ** x."""
-    form = _FORMATS[x.dtype]
+    form = FORMATS[x.dtype]
     n, _, r = _whole_and_rest(k, _clamped(k, x, *form.exp_range))
     y = 1 + (r + r * r * _polynomial(form.exp_tail, r))
     return x.recorder.emit("scale", (y, n), x.dtype)
@@ -89,7 +38,7 @@ def exp(k: Scalars, x: Scalar) -> Scalar:
 
 def expm1(k: Scalars, x: Scalar) -> Scalar:
     """e ** x - 1, accurate near 0."""
-    form = _FORMATS[x.dtype]
+    form = FORMATS[x.dtype]
     _, n, r = _whole_and_rest(k, _clamped(k, x, form.expm1_lowest, form.exp_range[1]))
     y = r + r * r * _polynomial(form.exp_tail, r)
     scale = _power_of_two(n - 1, form)
@@ -163,7 +112,7 @@ _ATANH_TAIL = (
 
 def log(k: Scalars, x: Scalar) -> Scalar:
     """The natural logarithm."""
-    form = _FORMATS[x.dtype]
+    form = FORMATS[x.dtype]
     e, f, _ = _split(k, x)
     return _log_limits(k, x, _log_of_split(e, f, form.ln2))
 
@@ -187,7 +136,7 @@ def log10(k: Scalars, x: Scalar) -> Scalar:
 
 def log1p(k: Scalars, x: Scalar) -> Scalar:
     """log(1 + x), accurate near 0."""
-    form = _FORMATS[x.dtype]
+    form = FORMATS[x.dtype]
     whole = 1 + x
     lost = k.where(x < 1, x - (whole - 1), 1 - (whole - x))  # of x, when 1 was added
     e, f, exponent = _split(k, whole)
@@ -198,7 +147,7 @@ def log1p(k: Scalars, x: Scalar) -> Scalar:
 
 def _split(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """(e, f, e as an integer) such that x = 2**e * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)]."""
-    form = _FORMATS[x.dtype]
+    form = FORMATS[x.dtype]
     recorder = x.recorder
     subnormal = x < form.smallest_normal
     scaled = k.where(subnormal, x * 2.0**form.mantissa, x)
@@ -323,18 +272,18 @@ def cos(k: Scalars, x: Scalar) -> Scalar:
 def _quadrant(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar]:
     """(n, r) such that x = n * pi / 2 + r, |r| <= pi / 4, computed in float64."""
     wide = x.recorder.cast(x, dtypes.float64)
-    rounder = _FORMATS[dtypes.float64].rounder
+    rounder = FORMATS[dtypes.float64].rounder
     shifted = wide * (2 / math.pi) + rounder
     n = shifted - rounder
     rest = wide - n * _QUARTER[0]
     for part in _QUARTER[1:]:
         rest = rest - n * part
-    quarters = x.recorder.cast(bitcast(shifted, dtypes.int64), _FORMATS[x.dtype].integer)
+    quarters = x.recorder.cast(bitcast(shifted, dtypes.int64), FORMATS[x.dtype].integer)
     return quarters, x.recorder.cast(rest, x.dtype)
 
 
 def _sine_of_quadrant(k: Scalars, quarters: Scalar, r: Scalar, shift: int) -> Scalar:
-    form = _FORMATS[r.dtype]
+    form = FORMATS[r.dtype]
     z = r * r
     sine = r + r * (z * _polynomial(_SINE[r.dtype], z))
     cosine = (1 - 0.5 * z) + z * z * _polynomial(_COSINE[r.dtype], z)
@@ -447,7 +396,7 @@ def bitcast(x: Scalar, dtype: np.dtype[Any]) -> Scalar:
 
 def _negative(x: Scalar) -> Any:
     """Whether the sign bit is set."""
-    return bitcast(x, _FORMATS[x.dtype].integer) < 0
+    return bitcast(x, FORMATS[x.dtype].integer) < 0
 
 
 def _like(x: Scalar, value: Any) -> Scalar:
@@ -461,7 +410,7 @@ def _clamped(k: Scalars, x: Scalar, low: float, high: float) -> Scalar:
 
 def _whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """(n, n as an integer, r) such that x = n * ln(2) + r, |r| <= ln(2) / 2, n is whole."""
-    form = _FORMATS[x.dtype]
+    form = FORMATS[x.dtype]
     shifted = x * LOG2_E + form.rounder
     n = shifted - form.rounder
     rest = x - n * form.ln2[0] - n * form.ln2[1]
@@ -469,12 +418,12 @@ def _whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     return n, bitcast(shifted, form.integer) - start, rest
 
 
-def _power_of_two(n: Scalar, form: _Format) -> Scalar:
+def _power_of_two(n: Scalar, form: Format) -> Scalar:
     """2 ** n of an integer within the range of normal exponents."""
     return bitcast((n + form.bias) << form.mantissa, _of_integer(form))
 
 
-def _of_integer(form: _Format) -> np.dtype[Any]:
+def _of_integer(form: Format) -> np.dtype[Any]:
     return dtypes.float32 if form.integer == dtypes.int32 else dtypes.float64
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ....compiler import loops, lower
+from ....compiler import formats, loops, lower
 from ....compiler import math as mathematics
 from ....compiler.loops import Nest
 from . import cache
@@ -126,7 +126,7 @@ def _sources() -> str:
     """A hash of the files that code depends on."""
     digest = hashlib.sha256()
     own = pathlib.Path(__file__).parent.glob("*.py")
-    files = [*own, *[pathlib.Path(str(m.__file__)) for m in (loops, lower, mathematics)]]
+    files = [*own, *[pathlib.Path(str(m.__file__)) for m in (formats, loops, lower, mathematics)]]
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()
