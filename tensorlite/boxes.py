@@ -55,12 +55,13 @@ class Box(Tracer):
     """A tensor in the computation that `trace` differentiates: its value one level below, and its
     source, the node that made it and which of the node's results it is."""
 
-    __slots__ = ("source", "trace", "value")
+    __slots__ = ("dtype", "source", "trace", "value")
 
     def __init__(self, trace: VJPTrace, value: Tensor, source: Source):
         self.trace = trace
         self.value = value
         self.source = source
+        self.dtype = value.dtype  # type: ignore[misc]  # asked for by every operator
 
     @property
     def aval(self) -> Aval:
@@ -69,10 +70,6 @@ class Box(Tracer):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.value.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.value.dtype
 
     @property
     def device(self) -> Any:
@@ -166,26 +163,26 @@ def backward(seeds: Sequence[tuple[Source, Tensor]], leaves: Sequence[Node]) -> 
     """The cotangents that reach `leaves` when those of `seeds` are pulled back; None is zero."""
     arrived: dict[Node, Any] = {}  # a cotangent, or a list of them for a node with several results
     waiting: list[tuple[int, Node]] = []
+    push, pop = heapq.heappush, heapq.heappop
 
     def send(source: Source, cotangent: Tensor) -> None:
         node, index = source
-        present = arrived.get(node)
-        if present is None:
-            heapq.heappush(waiting, (-node.order, node))
+        if node not in arrived:
+            push(waiting, (-node.order, node))
             if node.results is None:
                 arrived[node] = cotangent
                 return
-            present = arrived[node] = [None] * node.results
+            arrived[node] = [None] * node.results
         if node.results is None:
-            arrived[node] = present + cotangent
+            arrived[node] += cotangent
         else:
-            slot = present[index]
-            present[index] = cotangent if slot is None else slot + cotangent
+            slots = arrived[node]
+            slots[index] = cotangent if slots[index] is None else slots[index] + cotangent
 
     for source, cotangent in seeds:
         send(source, cotangent)
     while waiting:
-        _, node = heapq.heappop(waiting)
+        _, node = pop(waiting)
         pulls = node.pull
         if pulls is None:
             continue

@@ -12,9 +12,7 @@ from tensorlite import names
 
 
 @pytest.mark.parametrize("name", names.FUNCTIONS)
-def test_functions_of_other_libraries_are_named(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_functions_of_other_libraries_are_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(tl, name, raising=False)  # `distributed`, if another test has imported it
     with pytest.raises(AttributeError, match=re.escape(f"{name!r}; write {names.FUNCTIONS[name]}")):
         getattr(tl, name)

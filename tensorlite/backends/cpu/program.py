@@ -125,6 +125,7 @@ class Builder:
 
     def _place_ends(self) -> list[Result]:
         self.argument_count = len(self.graph.inputs)
+        self.argument_shapes = [var.aval.shape for var in self.graph.inputs]
         for number, var in enumerate(self.graph.inputs):
             self._values[var] = Value(True, number)
         self.new_avals: list[Aval] = []
@@ -281,15 +282,20 @@ class Program:
         codes = {x.code.key(): x.code for x in self.launches if isinstance(x, NativeLaunch)}
         self.functions = {key: _compiled(code) for key, code in codes.items()}
         self.sections = _sections(self.launches)
+        shapes = [*builder.argument_shapes, *(aval.shape for aval in self.new_avals)]
+        shapes += [constant.shape for constant in self.constants]
+        # Results that are seen with another shape than their buffer has.
+        self._reshaped = [i for i, (n, shape) in enumerate(self.results) if shapes[n] != shape]
         self._idle: list[_Instance] = []
 
     def __call__(self, *arguments: np.ndarray) -> tuple[np.ndarray, ...]:
-        instance = self._idle_instance()
         buffers = self._buffers(arguments)
-        instance.start(buffers)
-        for first, end in self.sections:
-            instance.run(first, end, buffers)
-        self._idle.append(instance)
+        if self.sections:
+            instance = self._idle_instance()
+            instance.start(buffers)
+            for first, end in self.sections:
+                instance.run(first, end, buffers)
+            self._idle.append(instance)
         return self._collect(buffers)
 
     def run_watched(self, *arguments: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -333,10 +339,10 @@ class Program:
         return buffers + self.constants
 
     def _collect(self, buffers: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-        return tuple(
-            buffers[number] if buffers[number].shape == shape else buffers[number].reshape(shape)
-            for number, shape in self.results
-        )
+        found = [buffers[number] for number, _ in self.results]
+        for i in self._reshaped:
+            found[i] = found[i].reshape(self.results[i].shape)
+        return tuple(found)
 
 
 def _compiled(code: Nest | RandomBits) -> int:
