@@ -148,12 +148,8 @@ class Tensor:
         return self
 
     def delete(self) -> None:
-        """Give the buffer back now, for the device to use again. Later uses of this tensor raise
-        `RuntimeError`."""
-        data = self.data
+        """Give the buffer back now. Later uses of this tensor raise `RuntimeError`."""
         self.data = _GONE
-        if data is not _GONE:
-            self.device.backend.recycle(data)
 
     def numpy(self) -> np.ndarray:
         """A read-only NumPy array of the values, without a copy where the device shares memory with

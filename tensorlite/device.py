@@ -35,10 +35,6 @@ class Backend(Protocol):
     def to_numpy(self, buffer: Any) -> np.ndarray:
         """The values of `buffer` as a NumPy array; waits until they are computed."""
 
-    def recycle(self, buffer: Any) -> None:
-        """Use the memory of `buffer` again: the tensor that had it was donated. Others may still
-        hold the buffer, and then it stays as it is."""
-
     def run(
         self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]
     ) -> Any:

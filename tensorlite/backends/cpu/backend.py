@@ -14,7 +14,6 @@ from ...jit import call_p
 from ...ops.creation import transfer_p
 from .executor import executable
 from .quiet import quiet
-from .recycle import recycle
 
 
 class CPU:
@@ -34,9 +33,6 @@ class CPU:
 
     def to_numpy(self, buffer: np.ndarray) -> np.ndarray:
         return buffer
-
-    def recycle(self, buffer: np.ndarray) -> None:
-        recycle(buffer)
 
     def run(
         self, device: Device, prim: Primitive, args: tuple[Tensor, ...], params: dict[str, Any]

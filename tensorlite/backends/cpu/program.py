@@ -27,11 +27,11 @@ from ...ops.creation import transfer_p
 from ...ops.random import bits_p
 from ...ops.shape import reshape_p
 from . import llvm, native
+from .allocator import empty
 from .onednn import library as onednn
 from .onednn.memory import make_memory
 from .onednn.plan import Call, ExecArg, Plan
 from .openmp import num_threads
-from .recycle import empty
 
 Kernel = Callable[..., Any]
 Planner = Callable[[Equation], Plan | None]
