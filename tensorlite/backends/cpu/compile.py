@@ -1,7 +1,7 @@
 """From a traced graph to a program: the passes of the CPU, in order.
 
-inline -> simplify -> absorb (epilogues) -> fuse (loop nests) -> launches and memory. Where the
-native compiler is missing, `executor` has NumPy run the same graph.
+inline -> simplify -> slide (bands) -> absorb (epilogues) -> fuse (loop nests) -> launches and
+memory. Where the native compiler is missing, `executor` has NumPy run the same graph.
 """
 
 from __future__ import annotations
