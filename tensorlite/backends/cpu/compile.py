@@ -6,7 +6,7 @@ memory. Where the native compiler is missing, `executor` has NumPy run the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ... import observe
@@ -14,34 +14,29 @@ from ...compiler.absorb import absorb, absorbed_p
 from ...compiler.bands import slide
 from ...compiler.fuse import fuse, nest_p
 from ...compiler.inline import inline
+from ...compiler.launches import Builder, Call, Kernel, Plan, Ref, host_kernel
 from ...compiler.simplify import simplify, transposed_matmul_p
 from ...core import Primitive
 from ...graph import Equation, Graph
 from ...ops.conv import conv_input_grad_p, conv_p
 from ...ops.linalg import matmul_p
+from ...ops.random import bits_p
+from . import llvm, onednn
 from .onednn.matmul import plan_matmul
-from .onednn.plan import Plan, plan
-from .program import Builder, Program
+from .program import Execution, Program, RandomBits
 
 _PRODUCTS = (matmul_p, transposed_matmul_p)
 HEAVY = (conv_p, conv_input_grad_p, *_PRODUCTS)  # what may have an epilogue
 
 
-def compile_program(graph: Graph, lowerings: Mapping[Primitive, Callable[..., Any]]) -> Program:
+def compile_program(graph: Graph, lowerings: Mapping[Primitive, Kernel]) -> Program:
     """`graph` as a program for the CPU, for the number of threads that is set now."""
     flat = inline(graph, ())
     lean = slide(simplify(flat))
-    plans: list[Plan] = []
     absorbed = absorb(lean, HEAVY, lambda eqn: plan_for(eqn) is not None)
     fused = fuse(absorbed, guards=True)
-
-    def planned(eqn: Equation) -> Plan | None:
-        found = plan_for(eqn)
-        if found is not None:
-            plans.append(found)
-        return found
-
-    program = Program(Builder(fused, planned, lowerings), plans)
+    builder = Builder(fused, _plan, lambda eqn: host_kernel(eqn, lowerings), llvm.may_share)
+    program = Program(builder)
     if observe.verbosity.level >= 2:
         nests = sum(eqn.prim is nest_p for eqn in fused.equations)
         python = len(program.python_sections())
@@ -54,7 +49,27 @@ def compile_program(graph: Graph, lowerings: Mapping[Primitive, Callable[..., An
     return program
 
 
-def plan_for(eqn: Equation) -> Plan | None:
+def _plan(eqn: Equation) -> Plan | None:
+    """The launches of an equation: our own code, or oneDNN's."""
+    if eqn.prim is nest_p:
+        return _single(eqn, eqn.params["nest"])
+    if eqn.prim is bits_p and eqn.outputs[0].aval.size > 0:
+        return _single(eqn, RandomBits(eqn.inputs[0].aval.size // 4, **eqn.params))
+    found = plan_for(eqn)
+    if found is None:
+        return None
+    calls = [Call(Execution(found, c), tuple(a.ref for a in c.arguments)) for c in found.calls]
+    return Plan(found.op, tuple(calls), found.temporaries)
+
+
+def _single(eqn: Equation, code: Any) -> Plan:
+    """One launch that takes all inputs, then all outputs."""
+    arguments = [Ref("input", i) for i in range(len(eqn.inputs))]
+    arguments += [Ref("output", i) for i in range(len(eqn.outputs))]
+    return Plan(eqn.prim.name, (Call(code, tuple(arguments)),))
+
+
+def plan_for(eqn: Equation) -> onednn.Plan | None:
     """How oneDNN runs an equation, or None."""
     inner: Equation = eqn.params["eqn"] if eqn.prim is absorbed_p else eqn
     epilogue = eqn.params["epilogue"] if eqn.prim is absorbed_p else ()
@@ -64,4 +79,4 @@ def plan_for(eqn: Equation) -> Plan | None:
         return plan_matmul(
             *in_avals[:2], out_avals[0], *in_avals[2:], **inner.params, epilogue=epilogue
         )
-    return plan(inner.prim, in_avals, out_avals, inner.params, epilogue=epilogue)
+    return onednn.plan(inner.prim, in_avals, out_avals, inner.params, epilogue=epilogue)

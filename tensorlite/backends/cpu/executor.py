@@ -15,10 +15,10 @@ import numpy as np
 
 from ... import observe
 from ...compiler.inline import inline
+from ...compiler.launches import host_kernel
 from ...core import Primitive, Tensor, primitives
 from ...device import get_device, lowerings_of
 from ...graph import Atom, Equation, Graph, Var
-from ...ops.creation import transfer_p
 from ...threads import get_num_threads
 from . import llvm
 from .compile import compile_program
@@ -152,14 +152,7 @@ def _with_last_reads(
 
 
 def _kernel(eqn: Equation, lowerings: Mapping[Primitive, Callable[..., Any]]) -> Callable[..., Any]:
-    kernel = lowerings.get(eqn.prim) or eqn.prim.numpy_rule
-    if eqn.prim is transfer_p:
-        raise ValueError(
-            "transfer: a jitted function runs on one device, here the CPU, and cannot move a "
-            f"tensor to {eqn.params['device']}; move it before or after the call"
-        )
-    if kernel is None:
-        raise NotImplementedError(f"{eqn.prim.name} has no implementation for the CPU")
+    kernel = host_kernel(eqn, lowerings)
     if not eqn.params:
         return kernel
     params = eqn.params

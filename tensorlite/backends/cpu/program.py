@@ -1,55 +1,32 @@
-"""A graph as a program: a list of launches over one arena.
+"""A program for the CPU: launches over one arena, run by one native function.
 
-`Builder` walks the equations of a graph whose passes are done and turns each into launches: a fused
-nest, calls of oneDNN, or a Python step for what has only a NumPy rule. Values that live between
-launches get places in an arena; arguments and results are buffers that change with each call. A
-`Program` is run by instances, each with an arena and tables of its own, so that threads can run one
-program at the same time.
+Launches are fused nests and random bits that our compiler makes, and calls of oneDNN; what has only
+a NumPy rule is a step of Python between them. Values that live between launches have places in an
+arena; arguments and results are buffers that change with each call. A `Program` is run by
+instances, each with an arena and tables of its own, so that threads can run one program at the same
+time.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ... import observe
-from ...compiler.fuse import nest_p
+from ...compiler.launches import Builder, HostStep, Launch, Value
 from ...compiler.loops import Nest
-from ...compiler.memory import ALIGNMENT, Layout, Life, place
-from ...core import Aval, Primitive
+from ...compiler.memory import ALIGNMENT, Layout, place
+from ...core import Aval
 from ...device import get_device
-from ...graph import Atom, Equation, Graph, Var
-from ...ops.control import barrier_p, stop_gradient_p
-from ...ops.creation import transfer_p
-from ...ops.random import bits_p
-from ...ops.shape import reshape_p
-from . import llvm, native
+from . import llvm, native, onednn
 from .allocator import empty
-from .onednn import library as onednn
+from .onednn.library import library
 from .onednn.memory import make_memory
-from .onednn.plan import Call, ExecArg, Plan
+from .onednn.plan import ExecArg
 from .openmp import num_threads
-
-Kernel = Callable[..., Any]
-Planner = Callable[[Equation], Plan | None]
-
-
-class Value(NamedTuple):
-    """Memory that launches read and write: a buffer of the caller's, or a place in the arena."""
-
-    external: bool
-    number: int
-
-
-class NativeLaunch(NamedTuple):
-    """A call of compiled code with the pointers of its inputs and outputs; `code` is what to
-    compile, a nest or an equation of random bits."""
-
-    code: Nest | RandomBits
-    values: tuple[Value, ...]
 
 
 class RandomBits(NamedTuple):
@@ -63,213 +40,17 @@ class RandomBits(NamedTuple):
         return self
 
 
-class CallLaunch(NamedTuple):
-    """An execution of a oneDNN primitive; one value for each of its arguments."""
+class Execution(NamedTuple):
+    """An execution of a oneDNN primitive. The plan owns the handles of its calls."""
 
-    op: str
-    call: Call
-    values: tuple[Value, ...]
-
-
-class PythonStep(NamedTuple):
-    """A kernel that is called with NumPy arrays, and whose results are copied to their places."""
-
-    kernel: Kernel
-    params: dict[str, Any]
-    inputs: tuple[tuple[Value, Aval], ...]
-    outputs: tuple[tuple[Value, Aval], ...]
-
-
-Launch = NativeLaunch | CallLaunch | PythonStep
-
-
-class Step(NamedTuple):
-    """The launches of one equation: numbers first to end - 1."""
-
-    equation: Equation
-    first: int
-    end: int
-
-
-class Result(NamedTuple):
-    """Where an output of the graph is found: in external buffer `buffer`, seen with a shape."""
-
-    buffer: int
-    shape: tuple[int, ...]
-
-
-class Builder:
-    """Turns the equations of a graph into launches."""
-
-    def __init__(
-        self, graph: Graph, planner: Planner, lowerings: Mapping[Primitive, Kernel]
-    ) -> None:
-        self.graph = graph
-        self.launches: list[Launch] = []
-        self.steps: list[Step] = []
-        self.constants: list[np.ndarray] = []
-        self.lives: list[Life] = []  # of the values in the arena
-        self._planner = planner
-        self._lowerings = lowerings
-        self._roots = _aliases(graph)
-        self._values: dict[Any, Value] = {}
-        self._last_reads = self._find_last_reads()
-        self.results = self._place_ends()
-        for number, eqn in enumerate(graph.equations):
-            first = len(self.launches)
-            if not _is_alias(eqn):
-                self._launch(number, eqn)
-            self.steps.append(Step(eqn, first, len(self.launches)))
-
-    # External buffers are numbered: arguments, then new results, then constants.
-
-    def _place_ends(self) -> list[Result]:
-        self.argument_count = len(self.graph.inputs)
-        self.argument_shapes = [var.aval.shape for var in self.graph.inputs]
-        for number, var in enumerate(self.graph.inputs):
-            self._values[var] = Value(True, number)
-        self.new_avals: list[Aval] = []
-        for atom in self.graph.outputs:
-            root = self._root(atom)
-            if isinstance(root, Var) and root not in self._values:
-                self._values[root] = Value(True, self.argument_count + len(self.new_avals))
-                self.new_avals.append(root.aval)
-        self.constants_start = self.argument_count + len(self.new_avals)
-        return [Result(self._value(a).number, a.aval.shape) for a in self.graph.outputs]
-
-    def _root(self, atom: Atom) -> Atom:
-        while isinstance(atom, Var) and atom in self._roots:
-            atom = self._roots[atom]
-        return atom
-
-    def _value(self, atom: Atom) -> Value:
-        root = self._root(atom)
-        key: Any = root if isinstance(root, Var) else id(root)
-        if key not in self._values and not isinstance(root, Var):
-            self._values[key] = Value(True, self.constants_start + len(self.constants))
-            self.constants.append(np.require(root.numpy(), requirements="C"))
-        return self._values[key]
-
-    def _find_last_reads(self) -> dict[Var, int]:
-        last: dict[Var, int] = {}
-        for number, eqn in enumerate(self.graph.equations):
-            for atom in (*eqn.inputs, *eqn.outputs):
-                root = self._root(atom)
-                if isinstance(root, Var):
-                    last[root] = number
-        return last
-
-    def _result(self, number: int, eqn: Equation, var: Var) -> Value:
-        """The value of a result of equation `number`: a new one in the arena, or that of an input
-        which nobody reads afterwards and which the equation reads only where it writes."""
-        if var in self._values:
-            return self._values[var]
-        last = self._last_reads[var]
-        recycled = self._dying_input(number, eqn, var)
-        if recycled is not None:
-            life = self.lives[recycled.number]
-            self.lives[recycled.number] = life._replace(last=last)
-            self._values[var] = recycled
-            return recycled
-        self._values[var] = self._new(_bytes(var.aval), number, last)
-        return self._values[var]
-
-    def _new(self, size: int, first: int, last: int) -> Value:
-        self.lives.append(Life(max(size, 1), first, last))
-        return Value(False, len(self.lives) - 1)
-
-    def _dying_input(self, number: int, eqn: Equation, var: Var) -> Value | None:
-        if eqn.prim is not nest_p:
-            return None
-        nest: Nest = eqn.params["nest"]
-        taken = {self._values.get(v) for v in eqn.outputs}
-        roots = [self._root(atom) for atom in eqn.inputs]
-        for source, root in enumerate(roots):
-            if not isinstance(root, Var) or self._last_reads[root] != number:
-                continue
-            value = self._values[root]
-            if value.external or value in taken or roots.count(root) > 1:
-                continue
-            same_size = self.lives[value.number].size == _bytes(var.aval)
-            if same_size and llvm.may_share(nest, eqn.outputs.index(var), source):
-                return value
-        return None
-
-    def _launch(self, number: int, eqn: Equation) -> None:
-        inputs = [self._value(atom) for atom in eqn.inputs]
-        outputs = [self._result(number, eqn, var) for var in eqn.outputs]
-        code = _native_code(eqn)
-        if code is not None:
-            self.launches.append(NativeLaunch(code, (*inputs, *outputs)))
-            return
-        plan = self._planner(eqn)
-        if plan is None:
-            self.launches.append(
-                PythonStep(
-                    self._kernel(eqn),
-                    eqn.params,
-                    tuple(zip(inputs, [a.aval for a in eqn.inputs], strict=True)),
-                    tuple(zip(outputs, [v.aval for v in eqn.outputs], strict=True)),
-                )
-            )
-            return
-        places = {
-            "input": inputs,
-            "output": outputs,
-            "temporary": [self._new(size, number, number) for size in plan.temporaries],
-        }
-        for call in plan.calls:
-            values = tuple(places[a.ref.kind][a.ref.place] for a in call.arguments)
-            self.launches.append(CallLaunch(plan.op, call, values))
-
-    def _kernel(self, eqn: Equation) -> Kernel:
-        if eqn.prim is transfer_p:
-            raise ValueError(
-                "transfer: a jitted function runs on one device, here the CPU, and cannot move a "
-                f"tensor to {eqn.params['device']}; move it before or after the call"
-            )
-        kernel = self._lowerings.get(eqn.prim) or eqn.prim.numpy_rule
-        if kernel is None:
-            raise NotImplementedError(f"{eqn.prim.name} has no implementation for the CPU")
-        return kernel
-
-
-def _native_code(eqn: Equation) -> Nest | RandomBits | None:
-    """What to compile for an equation, if our own compiler is to run it."""
-    if eqn.prim is nest_p:
-        return eqn.params["nest"]
-    if eqn.prim is bits_p and eqn.outputs[0].aval.size > 0:
-        return RandomBits(eqn.inputs[0].aval.size // 4, **eqn.params)
-    return None
-
-
-_ALIASES = (reshape_p, stop_gradient_p, barrier_p)
-
-
-def _is_alias(eqn: Equation) -> bool:
-    """Whether the results of `eqn` are its inputs, seen with other shapes."""
-    if eqn.prim is barrier_p:
-        return True
-    return eqn.prim in _ALIASES and eqn.inputs[0].aval.size > 0
-
-
-def _aliases(graph: Graph) -> dict[Var, Atom]:
-    return {
-        out: atom
-        for eqn in graph.equations
-        if _is_alias(eqn)
-        for out, atom in zip(eqn.outputs, eqn.inputs, strict=False)
-    }
-
-
-def _bytes(aval: Aval) -> int:
-    return aval.size * aval.dtype.itemsize
+    plan: onednn.Plan
+    call: onednn.Call
 
 
 class Program:
     """Launches and the layout of their memory; call it with NumPy arrays."""
 
-    def __init__(self, builder: Builder, plans: Sequence[Plan]):
+    def __init__(self, builder: Builder):
         self.name = builder.graph.name
         self.launches = builder.launches
         self.steps = builder.steps
@@ -278,8 +59,8 @@ class Program:
         self.argument_count = builder.argument_count
         self.new_avals = builder.new_avals
         self.layout: Layout = place(builder.lives)
-        self.plans = list(plans)  # which own the handles of their calls
-        codes = {x.code.key(): x.code for x in self.launches if isinstance(x, NativeLaunch)}
+        launches = [x for x in self.launches if isinstance(x, Launch)]
+        codes = {x.code.key(): x.code for x in launches if not isinstance(x.code, Execution)}
         self.functions = {key: _compiled(code) for key, code in codes.items()}
         self.sections = _sections(self.launches)
         shapes = [*builder.argument_shapes, *(aval.shape for aval in self.new_avals)]
@@ -328,7 +109,7 @@ class Program:
 
     def python_sections(self) -> list[tuple[int, int]]:
         """The sections that run in Python, each one step."""
-        return [s for s in self.sections if isinstance(self.launches[s[0]], PythonStep)]
+        return [s for s in self.sections if isinstance(self.launches[s[0]], HostStep)]
 
     def _buffers(self, arguments: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         buffers = [
@@ -352,12 +133,12 @@ def _compiled(code: Nest | RandomBits) -> int:
     return llvm.compile_nests([code])[0]
 
 
-def _sections(launches: Sequence[Launch]) -> list[tuple[int, int]]:
+def _sections(launches: Sequence[Launch | HostStep]) -> list[tuple[int, int]]:
     """Runs of native launches, and Python steps one by one."""
     sections: list[tuple[int, int]] = []
     previous_is_native = False
     for number, launch in enumerate(launches):
-        is_native = not isinstance(launch, PythonStep)
+        is_native = not isinstance(launch, HostStep)
         if is_native and previous_is_native:
             sections[-1] = (sections[-1][0], number + 1)
         else:
@@ -379,15 +160,17 @@ class _Instance:
         self._memories: list[tuple[int, int]] = []
         uses_onednn = False
         for line, launch in enumerate(program.launches):
-            if isinstance(launch, NativeLaunch):
+            if isinstance(launch, HostStep):
+                continue
+            if not isinstance(launch.code, Execution):
                 cells = self._pointers(launch.values)
                 function = program.functions[launch.code.key()]
                 self._table[line] = (native.NEST, len(launch.values), function, _address(cells))
-            elif isinstance(launch, CallLaunch):
+            else:
                 uses_onednn = True
                 arguments = self._arguments(launch)
                 count, at = len(launch.values), ctypes.addressof(arguments)
-                self._table[line] = (native.ONEDNN, count, launch.call.primitive, at)
+                self._table[line] = (native.ONEDNN, count, launch.code.call.primitive, at)
         self._cell_table = np.array(self._cells, np.uint64).reshape(-1, 2)
         self._memory_table = np.array(self._memories, np.uint64).reshape(-1, 2)
         count = program.argument_count + len(program.new_avals) + len(program.constants)
@@ -395,7 +178,7 @@ class _Instance:
         self._drive, self._bind = native.functions()
         self._execute = self._stream = self._set_handle = 0
         if uses_onednn:
-            found = onednn.library()
+            found = library()
             self._execute = found.address("primitive_execute")
             self._set_handle = found.address("memory_set_data_handle")
             self._stream = found.stream
@@ -413,9 +196,9 @@ class _Instance:
         self._keep.append(cells)
         return cells
 
-    def _arguments(self, launch: CallLaunch) -> Any:
+    def _arguments(self, launch: Launch) -> Any:
         array = (ExecArg * len(launch.values))()
-        triples = zip(array, launch.call.arguments, launch.values, strict=True)
+        triples = zip(array, launch.code.call.arguments, launch.values, strict=True)
         for slot, argument, value in triples:
             handle = make_memory(argument.desc, self._at(value))
             self._keep.append(handle)
@@ -441,17 +224,17 @@ class _Instance:
     def run(self, first: int, end: int, buffers: list[np.ndarray]) -> None:
         """Run launches first to end - 1, all native or one Python step."""
         launch = self._program.launches[first]
-        if isinstance(launch, PythonStep):
+        if isinstance(launch, HostStep):
             self._run_python(launch, buffers)
             return
         failed = self._drive(_address(self._table), first, end, self._execute, self._stream)
         if failed >= 0:
             number, status = native.describe_failure(failed)
             culprit = self._program.launches[number]
-            assert isinstance(culprit, CallLaunch)
-            onednn.library().fail(culprit.op, "primitive_execute", status)
+            assert isinstance(culprit, Launch)
+            library().fail(culprit.op, "primitive_execute", status)
 
-    def _run_python(self, step: PythonStep, buffers: list[np.ndarray]) -> None:
+    def _run_python(self, step: HostStep, buffers: list[np.ndarray]) -> None:
         arrays = [self._view(value, aval, buffers) for value, aval in step.inputs]
         out = step.kernel(*arrays, **step.params)
         results = out if isinstance(out, tuple) else (out,)
@@ -462,7 +245,7 @@ class _Instance:
         if value.external:
             return buffers[value.number].reshape(aval.shape)
         start = self._at(value) - _address(self._arena)
-        return self._arena[start : start + _bytes(aval)].view(aval.dtype).reshape(aval.shape)
+        return self._arena[start : start + aval.nbytes].view(aval.dtype).reshape(aval.shape)
 
 
 def _address(array: np.ndarray) -> int:

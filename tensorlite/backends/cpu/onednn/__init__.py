@@ -11,4 +11,4 @@ from . import pool as _pool
 from .library import DnnlError, Unsupported, load
 from .matmul import plan_matmul
 from .memory import make_memory
-from .plan import Argument, Call, Epilogue, Plan, Ref, plan, run
+from .plan import Argument, Call, Epilogue, Plan, plan, run

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from .... import dtypes
+from ....compiler.launches import Ref
 from ....core import Aval
 from ....ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
 from ....ops.window import Window
 from . import memory
 from .epilogue import attach
 from .memory import Desc, Sizes, integers
-from .plan import Draft, Epilogue, Ref, planner
+from .plan import Draft, Epilogue, planner
 from .primitives import (
     ARG_BIAS,
     ARG_DIFF_BIAS,

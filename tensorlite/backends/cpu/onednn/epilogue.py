@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ....compiler.launches import Ref
 from ....core import Aval
 from . import memory
 from .memory import Desc
-from .plan import Draft, Epilogue, Ref
+from .plan import Draft, Epilogue
 from .primitives import BINARY_ADD, BINARY_MUL, Attributes
 
 

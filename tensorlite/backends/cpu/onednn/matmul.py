@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ....compiler.launches import Ref
 from ....core import Aval
 from ....ops.linalg import matmul_p
 from . import memory
 from .epilogue import attach
 from .memory import Desc
-from .plan import Draft, Epilogue, Plan, Ref, plan, planner
+from .plan import Draft, Epilogue, Plan, plan, planner
 from .primitives import ARG_DST, ARG_SRC, ARG_WEIGHTS, describe
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from .... import dtypes
+from ....compiler.launches import Ref
 from ....core import Aval
 from ....ops.norm import standardize_p
 from ....ops.softmax import log_softmax_p, softmax_p
 from . import memory
 from .memory import Sizes
-from .plan import Draft, Epilogue, Ref, planner
+from .plan import Draft, Epilogue, planner
 from .primitives import (
     ARG_DST,
     ARG_MEAN,

@@ -12,10 +12,11 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ....compiler.launches import Ref
 from ....core import Aval, Primitive, exactly
 from ..openmp import num_threads, use_threads
 from .library import Handle, Unsupported, library, load
@@ -32,13 +33,6 @@ from .primitives import (
 
 PostOp = tuple[Any, ...]
 Epilogue = tuple[PostOp, ...]
-
-
-class Ref(NamedTuple):
-    """A buffer of a plan."""
-
-    kind: Literal["input", "output", "temporary"]
-    place: int
 
 
 class Argument(NamedTuple):

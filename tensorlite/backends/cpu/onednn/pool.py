@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from ....compiler.launches import Ref
 from ....core import Aval
 from ....ops.pool import max_pool_p, pool_argmax_p, pool_scatter_p, pool_spread_p, pool_sum_p
 from ....ops.window import Window
 from . import memory
 from .memory import Desc, integers
-from .plan import Draft, Epilogue, Ref, planner
+from .plan import Draft, Epilogue, planner
 from .primitives import (
     ARG_DIFF_DST,
     ARG_DIFF_SRC,
