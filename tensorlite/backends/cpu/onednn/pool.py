@@ -89,6 +89,8 @@ def _(
     epilogue: Epilogue,
 ) -> None:
     draft.no_epilogue(epilogue)
+    if in_avals[0].dtype.itemsize < 4:
+        raise draft.unsupported("numbers that would be rounded when they are scaled")
     window: Window = params["window"]
     g, x = (memory.images(aval.shape, aval.dtype) for aval in (in_avals[0], out_avals[0]))
     scaled = draft.temporary(g.size)
