@@ -28,6 +28,9 @@ class Backend(Protocol):
     def devices(self) -> list[Device]:
         """The devices of this backend that can be used now, in a stable order."""
 
+    def device(self, name: str) -> Device:
+        """The device of that name, which may also be part of one. ValueError if there is none."""
+
     def from_numpy(self, array: np.ndarray, device: Device) -> Any:
         """A buffer on `device` that holds the values of `array`; it may share memory with a
         read-only `array`."""
@@ -81,9 +84,10 @@ class Device:
 
 
 _backends: dict[str, Backend] = {}
-_modules = {
-    "cpu": "tensorlite.backends.cpu"
-}  # imported when a device of that name is first asked for
+_modules = {  # imported when a device of that name is first asked for
+    "cpu": "tensorlite.backends.cpu",
+    "opencl": "tensorlite.backends.opencl",
+}
 _default: contextvars.ContextVar[Device | None] = contextvars.ContextVar(
     "default_device", default=None
 )
@@ -130,9 +134,7 @@ def get_device(device: str | Device | None = None) -> Device:
     if isinstance(device, str):
         name = device.partition(":")[0]
         if name in _modules:
-            for candidate in _backend(name).devices():
-                if candidate.name == device or f"{candidate.name}:0" == device:
-                    return candidate
+            return _backend(name).device(device)
     known = ", ".join(d.name for d in devices())
     raise ValueError(f"there is no device {device!r}; this machine has {known}")
 

@@ -275,3 +275,17 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     point."""
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     return tuple(0 if n == 1 else s for n, s in zip(shape, strides, strict=True))
+
+
+def identity(how: str, dtype: np.dtype[Any]) -> Any:
+    """What changes nothing when `reduce` folds it in; of argmax, the least value."""
+    if how in ("sum", "any"):
+        return 0
+    if how in ("prod", "all"):
+        return 1
+    if dtype == dtypes.bool_:
+        return how == "min"
+    if dtype.kind == "f":
+        return float("inf") if how == "min" else -float("inf")
+    limits = np.iinfo(dtype)
+    return int(limits.max if how == "min" else limits.min)

@@ -31,6 +31,7 @@ from . import math as mathematics
 from .loops import Instruction, Nest, Recorder, Scalar, Scalars
 
 _HALVES = (dtypes.float16, dtypes.bfloat16)
+_WIDE = ("sin", "cos", "pow")  # computed in float64 for float32
 _LIBRARY = (
     "tan",
     "asin",
@@ -44,12 +45,21 @@ _LIBRARY = (
 )
 
 
-def lower(nest: Nest) -> Nest:
-    """`nest` in basic operations. It computes the same, up to rounding, from the same buffers."""
+def lower(nest: Nest, float64: bool = True) -> Nest:
+    """`nest` in basic operations. It computes the same, up to rounding, from the same buffers.
+
+    Args:
+        float64: the machine has it. Where not, what float32 functions need it for (sine, cosine and
+            general powers) is left to the machine's library.
+    """
     recorder = Recorder()
     values: list[Scalar] = []
     for instruction in nest.body:
-        values.append(_lowered(recorder, instruction, [values[a] for a in instruction.args]))
+        args = [values[a] for a in instruction.args]
+        if instruction.op in _WIDE and not float64 and args[0].dtype == dtypes.float32:
+            values.append(_emit("library", *args, attribute=instruction.op))
+            continue
+        values.append(_lowered(recorder, instruction, args))
     outputs = []
     for output in nest.outputs:
         value = _stored(recorder, values[output.value], output.operand.dtype)

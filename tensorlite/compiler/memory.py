@@ -28,8 +28,9 @@ class Layout(NamedTuple):
     size: int
 
 
-def place(lives: Sequence[Life]) -> Layout:
-    """Offsets for values, such that no two that live at the same time overlap."""
+def place(lives: Sequence[Life], alignment: int = ALIGNMENT) -> Layout:
+    """Offsets for values, multiples of `alignment` bytes, such that no two that live at the same
+    time overlap."""
     offsets = [0] * len(lives)
     placed: list[tuple[int, int, int, int]] = []  # start, end, first, last; sorted by start
     # Equal sizes are placed in the order of their lives, so that the result is the same each time.
@@ -41,7 +42,7 @@ def place(lives: Sequence[Life]) -> Layout:
                 continue
             if start + size <= other_start:
                 break
-            start = max(start, _aligned(other_end))
+            start = max(start, -(-other_end // alignment) * alignment)
         offsets[number] = start
         placed.append((start, start + size, first, last))
         placed.sort()
@@ -55,7 +56,3 @@ def peak(lives: Sequence[Life]) -> int:
         (sum(life.size for life in lives if life.first <= t <= life.last) for t in moments),
         default=0,
     )
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT

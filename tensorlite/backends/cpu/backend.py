@@ -22,11 +22,16 @@ class CPU:
     name = "cpu"
 
     def __init__(self) -> None:
-        self.device = Device("cpu", self)
+        self._device = Device("cpu", self)
         self.lowerings = lowerings_of("cpu")
 
     def devices(self) -> list[Device]:
-        return [self.device]
+        return [self._device]
+
+    def device(self, name: str) -> Device:
+        if name not in ("cpu", "cpu:0"):
+            raise ValueError(f"there is no device {name!r}; the CPU is 'cpu'")
+        return self._device
 
     def from_numpy(self, array: np.ndarray, device: Device) -> np.ndarray:
         return array

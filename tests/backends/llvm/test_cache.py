@@ -12,8 +12,9 @@ import textwrap
 
 import pytest
 
+from tensorlite.backends import cache
+
 llvm = pytest.importorskip("tensorlite.backends.cpu.llvm")
-cache = pytest.importorskip("tensorlite.backends.cpu.llvm.cache")
 pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be compiled here")
 
 PROGRAM = """
@@ -81,10 +82,11 @@ def test_killed_while_it_writes(tmp_path: pathlib.Path) -> None:
     """The writer stops in the middle of its file, for good."""
     program = """
         import os, time
-        from tensorlite.backends.cpu.llvm import cache
+        from tensorlite.backends import cache
+
         replace = os.replace
         os.replace = lambda *a: (print("now", flush=True), time.sleep(60))
-        cache.write("name", b"code" * 1000)
+        cache.write("llvm", "name", b"code" * 1000)
     """
     environment = {**os.environ, "TENSORLITE_CACHE": str(tmp_path)}
     process = subprocess.Popen(
@@ -99,9 +101,9 @@ def test_killed_while_it_writes(tmp_path: pathlib.Path) -> None:
     process.stdout.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TENSORLITE_CACHE", str(tmp_path))
-        assert cache.read("name") is None
-        cache.write("name", b"code")
-        assert cache.read("name") == b"code"
+        assert cache.read("llvm", "name") is None
+        cache.write("llvm", "name", b"code")
+        assert cache.read("llvm", "name") == b"code"
 
 
 def test_the_oldest_go(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +111,9 @@ def test_the_oldest_go(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cache, "LIMIT", 5000)
     monkeypatch.setattr(cache, "_PRUNE_EVERY", 1)
     for i in range(6):
-        cache.write(f"number{i}", bytes(1000))
+        cache.write("llvm", f"number{i}", bytes(1000))
         os.utime(tmp_path / "llvm" / f"number{i}.object", (i, i))
-    cache.write("last", bytes(1000))
+    cache.write("llvm", "last", bytes(1000))
     left = {p.stem for p in files(tmp_path)}
     assert "last" in left and "number0" not in left and len(left) <= 5
 
@@ -122,11 +124,11 @@ def test_a_folder_that_cannot_be_written_to(
     (tmp_path / "llvm").write_text("in the way")
     monkeypatch.setenv("TENSORLITE_CACHE", str(tmp_path))
     with pytest.warns(RuntimeWarning, match="TENSORLITE_CACHE"):
-        cache.write("name", b"code")
-    assert cache.read("name") is None
+        cache.write("llvm", "name", b"code")
+    assert cache.read("llvm", "name") is None
 
 
 def test_nothing_is_kept_when_the_variable_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORLITE_CACHE", "")
-    cache.write("name", b"code")
-    assert cache.folder() is None and cache.read("name") is None
+    cache.write("llvm", "name", b"code")
+    assert cache.folder("llvm") is None and cache.read("llvm", "name") is None

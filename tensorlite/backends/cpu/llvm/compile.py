@@ -15,9 +15,9 @@ import numpy as np
 
 from ....compiler import formats, loops, lower
 from ....compiler import math as mathematics
+from ....compiler.axes import canonical
 from ....compiler.loops import Nest
-from . import cache
-from .axes import canonical
+from ... import cache
 from .engine import machine
 from .plan import make_plan
 from .random_bits import render_random_bits
@@ -114,10 +114,10 @@ def _compiled(what: str, write: Callable[[Module, str], None]) -> int:
 
 
 def _code(key: str, text: Callable[[], str]) -> bytes:
-    code = cache.read(key)
+    code = cache.read("llvm", key)
     if code is None:
         code = machine().compile(text())
-        cache.write(key, code)
+        cache.write("llvm", key, code)
     return code
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .... import dtypes
+from ....compiler.axes import Canonical, Variation, access_stride, variation
 from ....compiler.loops import Instruction, Nest
-from .axes import Canonical, Variation, access_stride, variation
 
 UNIT = 4096  # points that a thread takes at a time, or a little more
 TILE = 16  # points along the second axis of a tile, when axes are permuted

@@ -1,4 +1,4 @@
-"""Machine code on disk, so that a process need not make what another one has made.
+"""Compiled code on disk, so that a process need not make what another one has made.
 
 A file's name is a hash of everything that its content depends on. Files are written under another
 name and then renamed, so that readers see all of a file or nothing, whatever happens to the writer;
@@ -20,14 +20,14 @@ _SUFFIX = ".object"
 _PRUNE_EVERY = 64  # files written
 
 
-def folder() -> pathlib.Path | None:
-    """Where the files are: below $TENSORLITE_CACHE, or ~/.cache/tensorlite. None if the variable is
-    set to nothing, which keeps all code in memory."""
+def folder(kind: str) -> pathlib.Path | None:
+    """Where the files of a compiler are: below $TENSORLITE_CACHE, or ~/.cache/tensorlite. None if
+    the variable is set to nothing, which keeps all code in memory."""
     chosen = os.environ.get("TENSORLITE_CACHE")
     if chosen == "":
         return None
     base = pathlib.Path(chosen) if chosen else pathlib.Path.home() / ".cache" / "tensorlite"
-    return base / "llvm"
+    return base / kind
 
 
 def key(*parts: str) -> str:
@@ -39,9 +39,9 @@ def key(*parts: str) -> str:
     return digest.hexdigest()[:40]
 
 
-def read(name: str) -> bytes | None:
+def read(kind: str, name: str) -> bytes | None:
     """What was written under a name, or None if that is missing or damaged."""
-    place = folder()
+    place = folder(kind)
     if place is None:
         return None
     path = place / (name + _SUFFIX)
@@ -57,9 +57,9 @@ def read(name: str) -> bytes | None:
     return code
 
 
-def write(name: str, code: bytes) -> None:
+def write(kind: str, name: str, code: bytes) -> None:
     """Keep `code` under a name. Warns once if the folder cannot be written to."""
-    place = folder()
+    place = folder(kind)
     if place is None:
         return
     try:
@@ -81,7 +81,7 @@ def write(name: str, code: bytes) -> None:
 @functools.cache
 def _warn(place: str, error: str) -> None:
     warnings.warn(
-        f"machine code is not kept in {place} ({error}) and will be made again by every process; "
+        f"compiled code is not kept in {place} ({error}) and will be made again by every process; "
         "set TENSORLITE_CACHE to a folder that can be written to, or to nothing",
         RuntimeWarning,
         stacklevel=4,

@@ -20,14 +20,14 @@ from tensorlite.compiler.loops import (
 )
 from tensorlite.ops.pool import pool_argmax_p
 from tensorlite.ops.window import Window
+from tests.backends.nests.runners import Run, each
 
-llvm = pytest.importorskip("tensorlite.backends.cpu.llvm")
-pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be compiled here")
+pytestmark = each
 
 FLOAT32, INT64 = dtypes.float32, dtypes.int64
 
 
-def reduction(kind: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+def reduction(run_nest: Run, kind: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     recorder = Recorder()
     value = recorder.emit("load", (), x.dtype, 0)
     dtype = INT64 if kind == "argmax" else x.dtype
@@ -41,7 +41,7 @@ def reduction(kind: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         (Output(result.position, Operand(dtype, row_major(kept))),),
     )
     out = np.zeros(kept, dtype)
-    llvm.run_nest(nest, [x], [out])
+    run_nest(nest, [x], [out])
     return out
 
 
@@ -64,50 +64,58 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "axes"), SHAPES)
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64, dtypes.int8, dtypes.uint16])
-def test_argmax(shape: tuple[int, ...], axes: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def test_argmax(
+    run_nest: Run, shape: tuple[int, ...], axes: tuple[int, ...], dtype: np.dtype[Any]
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 100, shape).astype(dtype)  # many are equal: the first wins
-    np.testing.assert_array_equal(reduction("argmax", x, axes), first_largest(x, axes))
+    np.testing.assert_array_equal(reduction(run_nest, "argmax", x, axes), first_largest(x, axes))
     if dtype.kind == "f":
         x[rng.random(shape) < 0.01] = np.nan
-        np.testing.assert_array_equal(reduction("argmax", x, axes), first_largest(x, axes))
+        np.testing.assert_array_equal(
+            reduction(run_nest, "argmax", x, axes), first_largest(x, axes)
+        )
         x[...] = -np.inf
-        np.testing.assert_array_equal(reduction("argmax", x, axes), first_largest(x, axes))
+        np.testing.assert_array_equal(
+            reduction(run_nest, "argmax", x, axes), first_largest(x, axes)
+        )
 
 
 @pytest.mark.parametrize(("shape", "axes"), SHAPES)
 @pytest.mark.parametrize("kind", ["sum", "prod", "max", "min", "any", "all"])
-def test_reductions(kind: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def test_reductions(
+    run_nest: Run, kind: str, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, shape).astype(np.int32)
     if kind in ("any", "all"):
         x = rng.random(shape) < (0.02 if kind == "any" else 0.98)
     want = getattr(np, kind)(x, axis=axes, keepdims=True)
-    np.testing.assert_array_equal(reduction(kind, x, axes), want.astype(x.dtype))
+    np.testing.assert_array_equal(reduction(run_nest, kind, x, axes), want.astype(x.dtype))
 
 
 @pytest.mark.parametrize(("shape", "axes"), SHAPES)
 @pytest.mark.parametrize("kind", ["max", "min"])
-def test_nan_wins(kind: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def test_nan_wins(run_nest: Run, kind: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     x.reshape(-1)[x.size // 2] = np.nan
     want = getattr(np, kind)(x, axis=axes, keepdims=True)
-    np.testing.assert_array_equal(reduction(kind, x, axes), want)
+    np.testing.assert_array_equal(reduction(run_nest, kind, x, axes), want)
 
 
 @pytest.mark.parametrize("shape", [(1_000_003,), (2, 1_000_003)])
-def test_long_sums_are_accurate(shape: tuple[int, ...]) -> None:
+def test_long_sums_are_accurate(run_nest: Run, shape: tuple[int, ...]) -> None:
     """Against the exact sum, at most a few times as far off as NumPy's pairwise sum may be."""
     x = np.random.default_rng(0).random(shape).astype(np.float32)
-    got = reduction("sum", x, (len(shape) - 1,)).reshape(-1)
+    got = reduction(run_nest, "sum", x, (len(shape) - 1,)).reshape(-1)
     for row, total in zip(x.reshape(-1, shape[-1]), got, strict=True):
         exact = math.fsum(row.tolist())
         assert abs(float(total) - exact) <= 20 * np.finfo(np.float32).eps * exact
 
 
-def test_columns_are_accurate() -> None:
+def test_columns_are_accurate(run_nest: Run) -> None:
     x = np.random.default_rng(0).random((73728, 64)).astype(np.float32)
-    got = reduction("sum", x, (0,))
+    got = reduction(run_nest, "sum", x, (0,))
     want = x.sum(axis=0, keepdims=True, dtype=np.float64)
     np.testing.assert_allclose(got, want, rtol=3e-6)
 
@@ -149,7 +157,7 @@ def pooling(shape: tuple[int, int, int, int], window: Window, dtype: np.dtype[An
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 64, 70])
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.float64])
-def test_max_pooling(channels: int, dtype: np.dtype[Any]) -> None:
+def test_max_pooling(run_nest: Run, channels: int, dtype: np.dtype[Any]) -> None:
     window = Window((3, 3), (2, 2), ((1, 1), (0, 1)), (1, 1))
     shape = (4, 11, 12, channels)
     rng = np.random.default_rng(0)
@@ -158,7 +166,7 @@ def test_max_pooling(channels: int, dtype: np.dtype[Any]) -> None:
     nest = pooling(shape, window, dtype)
     want = pool_argmax_p.numpy_rule(x, window=window)
     values, cells = np.zeros(want[0].shape, dtype), np.zeros(want[1].shape, np.uint8)
-    llvm.run_nest(nest, [x], [values, cells])
+    run_nest(nest, [x], [values, cells])
     np.testing.assert_array_equal(cells, want[1])
     np.testing.assert_array_equal(values.astype(np.float64), want[0].astype(np.float64))
 
@@ -166,7 +174,9 @@ def test_max_pooling(channels: int, dtype: np.dtype[Any]) -> None:
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.float64, dtypes.bool_])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(3, 5, 64), (4, 6, 33), (5, 40, 1)])
-def test_guarded_loads(shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) -> None:
+def test_guarded_loads(
+    run_nest: Run, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]
+) -> None:
     """Sums of up to five neighbours along an axis; beyond the ends nothing is read."""
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, shape).astype(dtype)
@@ -191,7 +201,7 @@ def test_guarded_loads(shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) 
         ),
     )
     sums, zeros = np.zeros(shape, FLOAT32), np.ones(shape, FLOAT32)
-    llvm.run_nest(nest, [x, x], [sums, zeros])
+    run_nest(nest, [x, x], [sums, zeros])
     padded = np.pad(x.astype(FLOAT32), [(2, 2) if a == axis else (0, 0) for a in range(3)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, 5, axis)
     np.testing.assert_array_equal(sums, windows.sum(axis=-1))
@@ -205,7 +215,7 @@ TRANSPOSED = [dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.bool_, dty
 @pytest.mark.parametrize(
     "shape", [(32, 48), (64, 64), (17, 33), (2, 3, 70), (5, 16, 1), (3, 100, 37), (1, 5, 4)]
 )
-def test_transposes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def test_transposes(run_nest: Run, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Nests of inputs in two layouts: whole blocks that are transposed in registers, and edges."""
     rng = np.random.default_rng(0)
     x, y = (rng.integers(0, 2 if dtype == dtypes.bool_ else 9, shape).astype(dtype) for _ in "xy")
@@ -227,14 +237,14 @@ def test_transposes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     )
     z = rng.integers(0, 2, swapped).astype(dtype)
     copied, larger = np.zeros(swapped, dtype), np.zeros(swapped, dtype)
-    llvm.run_nest(nest, [x, y, z], [copied, larger])
+    run_nest(nest, [x, y, z], [copied, larger])
     np.testing.assert_array_equal(copied, np.swapaxes(x, -1, -2))
     want = np.maximum(np.maximum(np.swapaxes(x, -1, -2), np.swapaxes(y, -1, -2)), z)
     np.testing.assert_array_equal(larger, want)
 
 
 @pytest.mark.parametrize("width", [1, 5, 64, 70])
-def test_rows_of_a_table(width: int) -> None:
+def test_rows_of_a_table(run_nest: Run, width: int) -> None:
     rng = np.random.default_rng(0)
     table = rng.normal(size=(50, width)).astype(np.float32)
     rows = rng.integers(0, 50, 33).astype(np.int32)
@@ -249,7 +259,7 @@ def test_rows_of_a_table(width: int) -> None:
         (Output(value.position, Operand(FLOAT32, (width, 1))),),
     )
     out = np.zeros((33, width), np.float32)
-    llvm.run_nest(nest, [table, rows], [out])
+    run_nest(nest, [table, rows], [out])
     np.testing.assert_array_equal(out, table[rows])
 
 
@@ -258,7 +268,7 @@ NUMBERS = sorted(dtypes.ALL, key=lambda d: d.name)
 
 @pytest.mark.parametrize("source", NUMBERS, ids=lambda d: d.name)
 @pytest.mark.parametrize("target", NUMBERS, ids=lambda d: d.name)
-def test_casts(source: np.dtype[Any], target: np.dtype[Any]) -> None:
+def test_casts(run_nest: Run, source: np.dtype[Any], target: np.dtype[Any]) -> None:
     recorder = Recorder()
     value = recorder.cast(recorder.emit("load", (), source, 0), target)
     nest = Nest(
@@ -274,7 +284,7 @@ def test_casts(source: np.dtype[Any], target: np.dtype[Any]) -> None:
         numbers = np.abs(numbers)
     x = numbers.astype(source)
     out = np.zeros(37, target)
-    llvm.run_nest(nest, [x], [out])
+    run_nest(nest, [x], [out])
     want = x.astype(target)
     if source == dtypes.float64 and target in (dtypes.float16, dtypes.bfloat16):
         # Rounded to float32 in between.
@@ -283,68 +293,15 @@ def test_casts(source: np.dtype[Any], target: np.dtype[Any]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3)])
-def test_nothing_at_all(shape: tuple[int, ...]) -> None:
+def test_nothing_at_all(run_nest: Run, shape: tuple[int, ...]) -> None:
     recorder = Recorder()
     value = recorder.emit("load", (), FLOAT32, 0)
     operand = Operand(FLOAT32, row_major(shape))
     nest = Nest(shape, (), (operand,), tuple(recorder.body), (Output(value.position, operand),))
     out = np.full(1, 7, np.float32)
-    llvm.run_nest(nest, [np.ones(1, np.float32)], [out])
+    run_nest(nest, [np.ones(1, np.float32)], [out])
     assert out[0] == 7
 
 
-def test_the_sum_of_nothing_is_zero() -> None:
-    np.testing.assert_array_equal(reduction("sum", np.ones((5, 0), np.float32), (1,)), 0)
-
-
-def test_an_operation_without_code_is_named() -> None:
-    recorder = Recorder()
-    value = recorder.emit("load", (), dtypes.bool_, 0)
-    wrong = recorder.emit("sqrt", (value,), dtypes.bool_)
-    operand = Operand(dtypes.bool_, (1,))
-    nest = Nest((3,), (), (operand,), tuple(recorder.body), (Output(wrong.position, operand),))
-    with pytest.raises(NotImplementedError, match="no 'sqrt' of bool"):
-        llvm.compile_nests([nest])
-
-
-def test_outputs_in_the_buffer_of_an_input() -> None:
-    recorder = Recorder()
-    k: Any = Scalars(recorder)
-    x: Any = recorder.emit("load", (), FLOAT32, 0)
-    e = k.exp(x - recorder.emit("reduce", (x,), FLOAT32, "max"))
-    y = e / recorder.emit("reduce", (e,), FLOAT32, "sum")
-    operand = Operand(FLOAT32, (70, 1))
-    outputs = (Output(y.position, operand), Output(e.position, operand))
-    nest = Nest((5, 70), (1,), (operand,), tuple(recorder.body), outputs)
-    assert llvm.may_share(nest, 0, 0)
-    assert not llvm.may_share(nest, 1, 0)  # written before the last pass reads
-    alone = nest._replace(outputs=outputs[:1])
-    data = np.random.default_rng(0).normal(size=(5, 70)).astype(np.float32)
-    want = np.exp(data) / np.exp(data).sum(axis=1, keepdims=True)
-    llvm.run_nest(alone, [data], [data])
-    np.testing.assert_allclose(data, want, rtol=1e-5)
-
-
-def test_float16_on_processors_without_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All float16 there are, to float32 and back, and float32 that are rounded to them."""
-    from tensorlite.backends.cpu.llvm.engine import machine
-
-    monkeypatch.setattr(machine(), "float16", False)
-    monkeypatch.setenv("TENSORLITE_CACHE", "")  # this code is not what others should find
-    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    between = np.random.default_rng(0).normal(size=2**16).astype(np.float32)
-    between *= 2.0 ** np.random.default_rng(1).integers(-30, 20, 2**16)
-    for x, target in ((every, dtypes.float32), (between, dtypes.float16)):
-        recorder = Recorder()
-        value = recorder.cast(recorder.emit("load", (), x.dtype, 0), target)
-        nest = Nest(
-            (2**16,),
-            (),
-            (Operand(x.dtype, (1,)),),
-            tuple(recorder.body),
-            (Output(value.position, Operand(target, (1,))),),
-        )
-        out = np.zeros(2**16, target)
-        llvm.run_nest(nest, [x], [out])
-        with np.errstate(over="ignore"):
-            np.testing.assert_array_equal(out, x.astype(target))
+def test_the_sum_of_nothing_is_zero(run_nest: Run) -> None:
+    np.testing.assert_array_equal(reduction(run_nest, "sum", np.ones((5, 0), np.float32), (1,)), 0)

@@ -8,17 +8,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorlite.compiler.loops import Nest, Operand, Output, Recorder, Scalar, Scalars
+from tests.backends.nests.runners import Run, each
 from tests.compiler import nests as reference
-
-split = pytest.importorskip("tensorlite.backends.cpu.llvm.split")
-compile_module = pytest.importorskip("tensorlite.backends.cpu.llvm.compile")
-llvm = pytest.importorskip("tensorlite.backends.cpu.llvm")
-pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be compiled here")
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -39,7 +34,7 @@ def extent(operand: Operand, shape: tuple[int, ...]) -> int:
     return operand.offset + sum(moves) + 1 if 0 not in shape else 1
 
 
-def check(nest: Nest, seed: int = 0, inputs: list[np.ndarray] | None = None) -> None:
+def check(run_nest: Run, nest: Nest, seed: int = 0, inputs: list[np.ndarray] | None = None) -> None:
     rng = np.random.default_rng(seed)
     if inputs is None:
         inputs = [buffer(rng, extent(o, nest.shape), o.dtype) for o in nest.inputs]
@@ -50,7 +45,7 @@ def check(nest: Nest, seed: int = 0, inputs: list[np.ndarray] | None = None) -> 
     ]
     made = [p[GUARD:-GUARD] for p in padded]
     wanted = [m.copy() for m in made]
-    llvm.run_nest(nest, inputs, made)
+    run_nest(nest, inputs, made)
     reference.run(nest, inputs, wanted)
     for buffer_ in padded:
         around = np.concatenate([buffer_[:GUARD], buffer_[-GUARD:]])
@@ -133,19 +128,8 @@ def nests(draw: st.DrawFn) -> Nest:
     return Nest(shape, reduced, tuple(inputs), body, tuple(outputs))
 
 
+@each
 @settings(max_examples=60, deadline=None)
-@given(nests())
-def test_like_the_reference(nest: Nest) -> None:
-    check(nest)
-
-
-@settings(max_examples=60, deadline=None)
-@given(nests())
-def test_split_into_stages(nest: Nest) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split, "LEAST_NANOSECONDS", 0.0)
-        patch.setattr(split, "PART", 16)
-        patch.setattr(split, "ENOUGH_UNITS", 1000)
-        patch.setattr(compile_module, "_addresses", {})
-        # The same nest may be known under this name as one function.
-        check(nest._replace(name="split"))
+@given(nest=nests())
+def test_like_the_reference(run_nest: Run, nest: Nest) -> None:
+    check(run_nest, nest)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .... import dtypes
-from ....compiler.loops import Instruction, Nest, Operand, Output
+from .. import dtypes
+from .loops import Instruction, Nest, Operand, Output
 
 # Along an axis: 0 where a value stays, a number where an integer grows by it, None for the rest.
 Variation = tuple[int | None, ...]

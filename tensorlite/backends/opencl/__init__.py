@@ -1,0 +1,6 @@
+"""The OpenCL backend: whole programs compiled for CPUs, GPUs and accelerators."""
+
+from ...device import register_backend
+from .backend import OpenCL
+
+register_backend(OpenCL())

@@ -1,0 +1,58 @@
+"""What the forms of a kernel are chosen by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ....compiler.loops import Nest
+
+
+def kept_axes(nest: Nest) -> int:
+    """How many axes are kept; in a canonical nest they are the first ones."""
+    return len(nest.shape) - len(nest.reduced)
+
+
+def levels_of(nest: Nest) -> dict[int, int]:
+    """How many reductions, one after the other, each reduction ends."""
+    depth: list[int] = []
+    for instruction in nest.body:
+        below = max((depth[a] for a in instruction.args), default=0)
+        depth.append(below + (instruction.op == "reduce"))
+    return {p: depth[p] for p, i in enumerate(nest.body) if i.op == "reduce"}
+
+
+def is_along_memory(nest: Nest) -> bool:
+    """Whether the last reduced axis, rather than the last kept one, has neighbours in memory."""
+    kept = kept_axes(nest)
+    if not kept:
+        return True
+
+    def near(axis: int) -> int:
+        loads = [i.attribute for i in nest.body if i.op == "load"]
+        operands = [nest.inputs[n] for n in loads] + [o.operand for o in nest.outputs]
+        return sum(abs(o.strides[axis]) == 1 for o in operands)
+
+    return near(len(nest.shape) - 1) >= near(kept - 1)
+
+
+def used(nest: Nest, positions: Sequence[int]) -> set[int]:
+    """The values that those at `positions` are computed from, and these."""
+    found = set(positions)
+    for i in range(len(nest.body) - 1, -1, -1):
+        if i in found:
+            found.update(nest.body[i].args)
+    return found
+
+
+def fits_int(nest: Nest) -> bool:
+    """Whether all addresses and counts fit 31 bits."""
+    operands = [*nest.inputs, *[o.operand for o in nest.outputs]]
+    extents = [
+        abs(o.offset)
+        + sum(abs(s) * max(n - 1, 0) for s, n in zip(o.strides, nest.shape, strict=True))
+        for o in operands
+    ]
+    gathered = any(i.op == "gather" for i in nest.body)
+    limit = 2**31 - 2**16
+    return max([*extents, math.prod(nest.shape)], default=0) < limit and not gathered

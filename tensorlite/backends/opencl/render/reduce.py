@@ -1,0 +1,106 @@
+"""Accumulators of reductions in OpenCL C."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ....compiler.loops import Nest, identity
+from .scalar import expression, literal, type_of
+from .text import Block, Text
+
+if TYPE_CHECKING:
+    from .kernel import Body
+
+_OPERATIONS = {
+    "sum": "add",
+    "prod": "multiply",
+    "max": "max",
+    "min": "min",
+    "any": "or",
+    "all": "and",
+}
+_NEVER = 2**31 - 1  # larger than the number of any point
+
+
+class Accumulator:
+    """The reduction at `position` of a nest. `[j]` and the like choose one of several copies."""
+
+    def __init__(self, nest: Nest, position: int):
+        self.position = position
+        instruction = nest.body[position]
+        self.how = instruction.attribute
+        (self.argument,) = instruction.args
+        self.result = instruction.dtype
+        self.numbered = self.how == "argmax"
+        # What is folded; of argmax the result is the number of a point.
+        self.dtype = nest.body[self.argument].dtype if self.numbered else instruction.dtype
+        self.name = f"a{position}"
+        self.number = f"n{position}"
+
+    @property
+    def outcome(self) -> str:
+        """The name of the result."""
+        return self.number if self.numbered else self.name
+
+    def _declared(self, text: Text, suffix: str, space: str = "") -> None:
+        text.line(f"{space}{type_of(self.dtype)} {self.name}{suffix};")
+        if self.numbered:
+            text.line(f"{space}int {self.number}{suffix};")
+
+    def declare(self, text: Text) -> None:
+        self._declared(text, "")
+
+    def declare_array(self, text: Text, size: str) -> None:
+        self._declared(text, f"[{size}]")
+
+    def declare_local(self, text: Text, size: int) -> None:
+        self._declared(text, f"[{size}]", "__local ")
+
+    def reset(self, text: Text, place: str) -> None:
+        """Set a copy to what changes nothing."""
+        text.line(f"{self.name}{place} = {literal(identity(self.how, self.dtype), self.dtype)};")
+        if self.numbered:
+            text.line(f"{self.number}{place} = {_NEVER};")
+
+    def add(self, text: Text, place: str, value: str, kernel: Body, point: Block) -> None:
+        """Fold the value of a point in."""
+        here = "0"
+        if self.numbered:
+            terms = [
+                f"(int)({point.axes[axis]}) * {step}"
+                for axis, step in enumerate(kernel.numbers)
+                if step
+            ]
+            here = " + ".join(terms) or "0"
+        self._fold(text, place, value, here)
+
+    def add_parts(self, text: Text, value: str, number: str) -> None:
+        """Fold in what was folded before."""
+        self._fold(text, "", value, number)
+
+    def merge(self, text: Text, place: str, other: str) -> None:
+        """Fold one copy into another."""
+        self._fold(text, place, f"{self.name}{other}", f"{self.number}{other}")
+
+    def _fold(self, text: Text, place: str, value: str, number: str) -> None:
+        target = f"{self.name}{place}"
+        if not self.numbered:
+            operands = [self.dtype, self.dtype]
+            op = _OPERATIONS[self.how]
+            text.line(f"{target} = {expression(op, None, self.dtype, operands, [target, value])};")
+            return
+        best = f"{self.number}{place}"
+        with text.block(""):
+            text.line(f"const {type_of(self.dtype)} x = {value}, y = {target};")
+            text.line(f"const int here = {number};")
+            tied, wins = "x == y", "x > y"
+            if self.dtype.kind == "f":  # a number that is none is larger than all numbers
+                tied, wins = "(x == y || (x != x && y != y))", "(x > y || (x != x && y == y))"
+            text.line(f"const bool wins = {wins} || ({tied} && here < {best});")
+            text.line(f"{target} = wins ? x : y;")
+            text.line(f"{best} = wins ? here : {best};")
+
+    def read_local(self, text: Text) -> None:
+        """Name the result that a work-group has folded."""
+        dtype = self.result if self.numbered else self.dtype
+        text.line(f"const {type_of(dtype)} r{self.position} = {self.outcome}[0];")
