@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .... import dtypes
+from ....compiler.loops import identity
 from .place import Place
 from .plan import Plan
 from .scalar import apply, cast, compare
@@ -246,20 +247,6 @@ class Folds:
         wins = _wins(place, dtype, y, x)
         chosen = _or_tied(place, dtype, wins, y, x, second, first)
         return place.select(chosen, dtype, y, x), [place.select(chosen, _NUMBER, second, first)]
-
-
-def identity(op: str, dtype: np.dtype[Any]) -> Any:
-    """What changes nothing when it is folded in."""
-    if op in ("sum", "any"):
-        return 0
-    if op in ("prod", "all"):
-        return 1
-    if dtype == dtypes.bool_:
-        return op == "min"
-    if dtype.kind == "f":
-        return float("inf") if op == "min" else -float("inf")
-    limits = np.iinfo(dtype)
-    return int(limits.max if op == "min" else limits.min)
 
 
 def _combined(place: Place, op: str, dtype: np.dtype[Any], x: str, y: str) -> str:

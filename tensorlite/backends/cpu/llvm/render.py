@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from .axes import Canonical
+from ....compiler.axes import Canonical
 from .fold import Folds
 from .plan import Plan, estimate
 from .split import make_stages

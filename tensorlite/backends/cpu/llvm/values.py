@@ -10,7 +10,7 @@ import numpy as np
 
 from .... import dtypes
 from ....compiler.loops import Nest, Operand, Output
-from .axes import access_stride
+from ....compiler.axes import access_stride
 from .place import Place
 from .plan import Plan
 from .scalar import apply
