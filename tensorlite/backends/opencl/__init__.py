@@ -1,6 +1,7 @@
 """The OpenCL backend: whole programs compiled for CPUs, GPUs and accelerators."""
 
 from ...device import register_backend
+from . import control_flow as _control_flow
 from .backend import OpenCL
 
 register_backend(OpenCL())

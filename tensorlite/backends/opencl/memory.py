@@ -287,12 +287,27 @@ def write(target: Buffer, array: np.ndarray) -> None:
     runtime.wait(lambda: cl.enqueue_copy(runtime.queue, target.memory, source, is_blocking=False))
 
 
-def copy(target: Buffer, source: Buffer) -> None:
-    """Copy from buffer to buffer of one device."""
-    runtime, size = target.runtime, target.nbytes
-    if size:
+def copy(
+    target: Buffer,
+    source: Buffer,
+    *,
+    target_start: int = 0,
+    source_start: int = 0,
+    size: int | None = None,
+) -> None:
+    """Copy `size` bytes (all that `target` has) from buffer to buffer of one device, from and to
+    the byte where each starts."""
+    runtime, count = target.runtime, target.nbytes if size is None else size
+    if count:
         runtime.wait(
-            lambda: cl.enqueue_copy(runtime.queue, target.memory, source.memory, byte_count=size)
+            lambda: cl.enqueue_copy(
+                runtime.queue,
+                target.memory,
+                source.memory,
+                byte_count=count,
+                src_offset=source_start,
+                dst_offset=target_start,
+            )
         )
 
 

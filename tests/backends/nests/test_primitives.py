@@ -1,4 +1,4 @@
-"""Every elementwise primitive: its scalar expression as machine code against its NumPy rule."""
+"""Every elementwise primitive: its scalar expression as code against its NumPy rule."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from tensorlite import dtypes
 from tensorlite.compiler.loops import Nest, Operand, Output, Recorder
 from tensorlite.core import primitives
 from tensorlite.ops.broadcasting import Elementwise
-
-llvm = pytest.importorskip("tensorlite.backends.cpu.llvm")
-pytestmark = pytest.mark.skipif(not llvm.available(), reason="nests cannot be compiled here")
+from tests.backends.nests.runners import RUNNERS, Run
 
 TABLE = {n: p for n, p in primitives.items() if isinstance(p, Elementwise)}
 CASES = [
@@ -47,7 +45,7 @@ def arguments(name: str, count: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
     return result
 
 
-def run(prim: Elementwise, args: list[np.ndarray]) -> np.ndarray:
+def run(run_nest: Run, prim: Elementwise, args: list[np.ndarray]) -> np.ndarray:
     recorder = Recorder()
     values = [recorder.emit("load", (), a.dtype, i) for i, a in enumerate(args)]
     y = recorder.expression(prim.scalar, values)
@@ -60,16 +58,18 @@ def run(prim: Elementwise, args: list[np.ndarray]) -> np.ndarray:
         (Output(y.position, Operand(dtype, (1,))),),
     )
     result = np.empty(SIZE, dtype)
-    llvm.run_nest(nest, args, [result])
+    run_nest(nest, args, [result])
     return result
 
 
+# What is done at a point is the same in both forms of OpenCL.
+@pytest.mark.parametrize("run_nest", RUNNERS[:2])
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{n}-{d.name}" for n, d in CASES])
-def test_like_the_numpy_rule(name: str, dtype: np.dtype[Any]) -> None:
+def test_like_the_numpy_rule(run_nest: Run, name: str, dtype: np.dtype[Any]) -> None:
     prim = TABLE[name]
     count = prim.scalar.__code__.co_argcount - 1
     args = arguments(name, count, dtype)
-    got = run(prim, args)
+    got = run(run_nest, prim, args)
     with np.errstate(all="ignore"):
         want = np.asarray(prim.numpy_rule(*args))
     assert got.dtype == want.dtype
