@@ -21,7 +21,7 @@ Beside the arithmetic of `loops.OPERATIONS` the result uses
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,17 @@ def lower(nest: Nest, float64: bool = True) -> Nest:
     """
     recorder = Recorder()
     values: list[Scalar] = []
-    for instruction in nest.body:
+    kept, uses = nest.kept(), _uses(nest)
+    for position, instruction in enumerate(nest.body):
         args = [values[a] for a in instruction.args]
+        if _is_one_plus_tanh(nest, instruction, uses):
+            (tanh,) = (nest.body[a] for a in instruction.args if nest.body[a].op == "tanh")
+            sole = values[tanh.args[0]]
+            values.append(mathematics.one_plus_tanh(Scalars(recorder), sole))
+            continue
+        if _is_share_of_sum(nest, instruction, kept, position):
+            values.append(mathematics.share(Scalars(recorder), *args))
+            continue
         if instruction.op in _WIDE and not float64 and args[0].dtype == dtypes.float32:
             values.append(_emit("library", *args, attribute=instruction.op))
             continue
@@ -65,6 +74,35 @@ def lower(nest: Nest, float64: bool = True) -> Nest:
         value = _stored(recorder, values[output.value], output.operand.dtype)
         outputs.append(output._replace(value=value.position))
     return _without_unused(nest._replace(body=tuple(recorder.body), outputs=tuple(outputs)))
+
+
+def _uses(nest: Nest) -> list[int]:
+    """How often each value is used."""
+    uses = [0] * len(nest.body)
+    for a in (*(a for i in nest.body for a in i.args), *(o.value for o in nest.outputs)):
+        uses[a] += 1
+    return uses
+
+
+def _is_one_plus_tanh(nest: Nest, instruction: Instruction, uses: Sequence[int]) -> bool:
+    """Whether this is 1 + tanh(x), as in gelu, of a tanh that nothing else needs."""
+    if instruction.op != "add" or instruction.dtype.kind != "f":
+        return False
+    one, tanh = sorted((nest.body[a] for a in instruction.args), key=lambda i: i.op == "tanh")
+    alone = all(uses[a] == 1 for a in instruction.args if nest.body[a].op == "tanh")
+    return one.op == "constant" and one.attribute == 1 and tanh.op == "tanh" and alone
+
+
+def _is_share_of_sum(
+    nest: Nest, instruction: Instruction, kept: Sequence[bool], position: int
+) -> bool:
+    """Whether this divides many values by one sum, as softmax does."""
+    if instruction.op != "divide" or kept[position]:
+        return False
+    divisor = nest.body[instruction.args[1]]
+    while divisor.op == "cast" and divisor.dtype.kind == "f":
+        divisor = nest.body[divisor.args[0]]
+    return divisor.op == "reduce" and divisor.attribute == "sum"
 
 
 def _stored(recorder: Recorder, value: Scalar, dtype: np.dtype[Any]) -> Scalar:

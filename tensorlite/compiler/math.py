@@ -72,16 +72,23 @@ _TANH = (  # (tanh(x) / x - 1) / x**2 in x**2 for |x| <= 0.625
 
 
 def tanh(k: Scalars, x: Scalar) -> Scalar:
-    """sinh(x) / cosh(x)."""
-    if x.dtype == dtypes.float64:
-        y = expm1(k, 2 * _clamped(k, k.abs(x), 0.0, 22.0))
-        return k.copysign(y / (y + 2), x)
+    """sinh(x) / cosh(x), which is y / (y + 2) for y = expm1(2 * x)."""
+    form = FORMATS[x.dtype]
+    limit = 9.02 if x.dtype == dtypes.float32 else 22.0  # from where on it rounds to 1
     size = k.abs(x)
-    z = x * x
-    small = size + size * (z * _polynomial(_TANH, z))
-    limited = k.where(size > 9.02, 9.02, size)  # where it is 1 in single precision
-    power = exp(k, 2 * limited)
-    return k.copysign(k.where(size < 0.625, small, 1 - 2 / (power + 1)), x)
+    _, n, r = _whole_and_rest(k, 2 * k.where(size > limit, limit, size))
+    scale = _power_of_two(n, form)
+    y = (r + r * r * _polynomial(form.exp_tail, r)) * scale + (scale - 1)
+    y = y / (y + 2)
+    if x.dtype == dtypes.float32:  # three roundings are too many where units are small
+        z = x * x
+        y = k.where(size < 0.625, size + size * (z * _polynomial(_TANH, z)), y)
+    return k.copysign(y, x)
+
+
+def one_plus_tanh(k: Scalars, x: Scalar) -> Scalar:
+    """1 + tanh(x), without the error that the sum has where tanh(x) is nearly -1."""
+    return 2 / (1 + exp(k, -2 * x))
 
 
 # ---- logarithms ----------------------------------------------------------------------------------
@@ -220,6 +227,15 @@ def power(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
     result = k.where(real, signed, math.nan)
     one = (y == 0) | (x == 1) | ((x == -1) & (k.abs(y) == math.inf))
     return k.where(one, 1, result)
+
+
+def share(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
+    """x / y by way of 1 / y, which is computed once where many x have one y; within 2 units in the
+    last place. 1 / y is scaled where it would be too large or too small a number."""
+    form = FORMATS[y.dtype]
+    size, far = k.abs(y), 2.0 ** (form.bias // 2)
+    scale = k.where(size < 1 / far, _like(y, far), k.where(size > far, _like(y, 1 / far), 1))
+    return x * (1 / (y * scale)) * scale
 
 
 # ---- sine and cosine -----------------------------------------------------------------------------
@@ -405,7 +421,8 @@ def _like(x: Scalar, value: Any) -> Scalar:
 
 def _clamped(k: Scalars, x: Scalar, low: float, high: float) -> Scalar:
     """`x` within [low, high]; NaN stays."""
-    return k.where(x < low, low, k.where(x > high, high, x))
+    x = k.where(x > high, high, x)
+    return k.where(x < low, low, x)
 
 
 def _whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:

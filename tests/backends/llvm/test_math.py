@@ -125,6 +125,23 @@ def test_special_values(op: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_one_plus_tanh_is_accurate_where_tanh_is_nearly_minus_one(dtype: Any) -> None:
+    x = floats(dtype)
+    x = x[x > (-44 if dtype == np.float32 else -354)]  # below, it may be 0
+    recorder = Recorder()
+    loaded = recorder.emit("load", (), x.dtype, 0)
+    y = Scalars(recorder).tanh(loaded) + 1
+    operand = Operand(x.dtype, (1,))
+    nest = Nest(x.shape, (), (operand,), tuple(recorder.body), (Output(y.position, operand),))
+    got = np.empty_like(x)
+    llvm.run_nest(nest, [x], [got])
+    wide = x.astype(np.float64 if dtype == np.float32 else np.longdouble)
+    with np.errstate(over="ignore"):
+        error = units(got, 2 / (1 + np.exp(-2 * wide)), dtype)
+    assert error.max() <= 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_pow(dtype: Any) -> None:
     rng = np.random.default_rng(1)
     x = np.exp(rng.uniform(-20, 20, 100_000)).astype(dtype)

@@ -52,7 +52,7 @@ class Folds:
         self.positions = [p for p in positions if p not in self._shared]
         # The vector axis is inner: all lanes and copies are folded into one.
         self.across = plan.vector in plan.inner
-        self.copies = plan.copies if self.across else copies
+        self.copies = copies
         self.lanes = plan.lanes
         self.numbered = any(self._kind(p) == "argmax" for p in self.positions)
         steps = [plan.numbers[axis] for axis in plan.inner]
@@ -198,6 +198,8 @@ class Folds:
     ) -> tuple[list[str], list[str]]:
         """Copies onto copies, then halves of lanes onto halves."""
         op, dtype, lanes = self._kind(position), self._dtype(position), self.lanes
+        if op in ("max", "min") and dtype.kind == "f":
+            return [self._extremum(op, dtype, values)], []
         while len(values) > 1:
             half = (len(values) + 1) // 2
             for i in range(len(values) - half):
@@ -219,6 +221,37 @@ class Folds:
             lanes //= 2
             value, number = self._pair(op, dtype, lanes, low, high, numbers_low, numbers_high)
         return [value], number
+
+    def _extremum(self, op: str, dtype: np.dtype[Any], values: list[str]) -> str:
+        """The largest or smallest of all lanes. Whether one is NaN is found beside it: to look at
+        every step would make a long chain."""
+        function, lanes = self.function, self.lanes
+        place, mask = Place(function, lanes), vector("i1", lanes)
+        unordered = ""
+        for x, y in zip(values[::2], [*values[1::2], values[-1]], strict=False):
+            found = function.value(f"fcmp uno {place.type(dtype)} {x}, {y}")
+            unordered = function.value(f"or {mask} {unordered}, {found}") if unordered else found
+        if lanes > 1:
+            name = f"llvm.vector.reduce.or.v{lanes}i1"
+            unordered = function.call("i1", name, (mask, unordered))
+        better = "greater" if op == "max" else "less"
+
+        def best(place: Place, x: str, y: str) -> str:
+            return place.select(compare(place, better, dtype, x, y), dtype, x, y)
+
+        while len(values) > 1:
+            half = (len(values) + 1) // 2
+            values = [
+                *(best(place, *pair) for pair in zip(values, values[half:], strict=False)),
+                *values[len(values) - half : half],
+            ]
+        value = values[0]
+        while lanes > 1:
+            low, high = (self._half(dtype, lanes, value, upper) for upper in (False, True))
+            lanes //= 2
+            value = best(Place(function, lanes), low, high)
+        nan = literal(float("nan"), dtype)
+        return Place(function, 1).select(unordered, dtype, nan, value)
 
     def _half(self, dtype: np.dtype[Any], lanes: int, value: str, upper: bool) -> str:
         wide, half = register_type(dtype, lanes), lanes // 2

@@ -28,11 +28,12 @@ class Place(NamedTuple):
         """A constant operand."""
         return literal(value, dtype, self.lanes)
 
-    def intrinsic(self, name: str, dtype: np.dtype[Any], *args: str) -> str:
-        """Call an LLVM intrinsic on values of one dtype."""
+    def intrinsic(self, name: str, dtype: np.dtype[Any], *args: str, flags: str = "") -> str:
+        """Call an LLVM intrinsic on values of one dtype, with the fast-math flags given."""
         kind = self.type(dtype)
         ending = suffix(dtype, self.lanes)
-        return self.function.call(kind, f"llvm.{name}.{ending}", *[(kind, a) for a in args])
+        values = [(kind, a) for a in args]
+        return self.function.call(kind, f"llvm.{name}.{ending}", *values, flags=flags)
 
     def select(self, condition: str, dtype: np.dtype[Any], x: str, y: str) -> str:
         """`x` where the condition holds, else `y`."""

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     inner: tuple[int, ...]
     vector: int  # -1 where there is none
     lanes: int
-    copies: int  # vectors that are computed side by side
+    copies: int  # vectors along a kept axis that are computed side by side
     shared: int | None  # the axis of which threads take blocks; those before it they take whole
     block: int
     partition: Partition | None
@@ -215,13 +215,16 @@ def _depths(
 
 
 def _copies(nest: Nest, vector: int, inner: Sequence[int], lanes: int) -> int:
-    """As many vectors side by side as hide the latency of folding, yet fit the registers."""
+    """How many vectors along a kept axis are computed side by side."""
     folds = sum(i.op == "reduce" for i in nest.body)
-    vectors = -(-nest.shape[vector] // lanes)
-    if not folds:
-        return 1
     work = sum(i.op not in ("constant", "index", "reduce") for i in nest.body)
-    return _power_of_two(min(vectors, 8 // folds, 64 // max(work, 1), 8))
+    return side_by_side(-(-nest.shape[vector] // lanes), folds, work) if folds else 1
+
+
+def side_by_side(vectors: int, folds: int, work: int) -> int:
+    """As many vectors as hide the latency of folding, yet fit the registers, where so many
+    instructions compute one."""
+    return _power_of_two(min(vectors, 8 // max(folds, 2), 64 // max(work, 1)))
 
 
 def _power_of_two(limit: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ....compiler.axes import Canonical
 from .fold import Folds
-from .plan import Plan, estimate
+from .plan import Plan, estimate, side_by_side
 from .split import make_stages
 from .text import Function, Module, register_type
 from .values import Values, first_lanes
@@ -94,6 +94,7 @@ class _Units(Values):
         self.level = [self._level(i) for i in range(len(self.nest.body))]
         self._choose_buffered()
         self.unrolled = self._short_axes()
+        self.widths = [self._width(number) for number in range(plan.passes)]
 
     # ---- structure -----------------------------------------------------------------------
 
@@ -182,13 +183,14 @@ class _Units(Values):
     def _vector_loop(self, axis: int, low: str, high: str, body: Any) -> None:
         """Whole groups of copies, then what is left at the end of the axis."""
         plan, function = self.plan, self.function
-        extent, step = self.nest.shape[axis], plan.lanes * plan.copies
+        wide = self.widths[self.number] if axis in plan.inner else plan.copies
+        extent, step = self.nest.shape[axis], plan.lanes * wide
         whole, rest = extent - extent % step, extent % step
         if whole:
             limit = high
             if rest:
                 limit = str(whole) if high == str(extent) else self._smaller(high, str(whole))
-            self.copies, self.mask = plan.copies, None
+            self.copies, self.mask = wide, None
             if axis in self.unrolled and (low, limit) == ("0", str(whole)):
                 for position in range(0, whole, step):
                     self._at(axis, str(position), body)
@@ -204,7 +206,7 @@ class _Units(Values):
                 left = rest - (self.copies - 1) * plan.lanes
                 self.mask = None if left == plan.lanes else first_lanes(plan.lanes, left)
                 self._at(axis, str(whole), body)
-        self.copies, self.mask = plan.copies, None
+        self.copies, self.mask = wide, None
 
     def _transposed_loop(self, axis: int, low: str, high: str, body: Any) -> None:
         """Blocks of as many points as vectors have lanes, and what is left at the end."""
@@ -244,6 +246,8 @@ class _Units(Values):
             self._kept_values(number)
             folded, outputs = self._roots(number)
             if folded or outputs:
+                if plan.vector in plan.inner:
+                    self.copies = self.widths[number]
                 blocked = self._blocked_axis(folded)
                 folds = Folds(self.function, plan, folded, self.copies, blocked is not None)
                 self._inner_loops(bounds, folds, outputs, blocked)
@@ -288,7 +292,7 @@ class _Units(Values):
         for axis in plan.inner:
             cut = plan.partition is not None and plan.partition.axis == axis
             extent = plan.partition.size if plan.partition and cut else self.nest.shape[axis]
-            wide = plan.lanes * plan.copies if axis == plan.vector else 1
+            wide = plan.lanes * self.copies if axis == plan.vector else 1
             steps.append(-(-extent // wide))
         if math.prod(steps) <= 4 * SUM_BLOCK:
             return None
@@ -316,7 +320,7 @@ class _Units(Values):
             if axis != blocked:
                 loop(axis, low, high, rest[1:])
                 return
-            size = SUM_BLOCK * (plan.lanes * plan.copies if axis == plan.vector else 1)
+            size = SUM_BLOCK * (plan.lanes * self.copies if axis == plan.vector else 1)
             with function.loop(low, high, size) as start:
                 end = self._smaller(function.integer("add", start, str(size)), high)
                 loop(axis, start, end, rest[1:])
@@ -410,7 +414,7 @@ class _Units(Values):
             wanted.append(set(self._wanted(*self._roots(number))))
             stack = [i for i in wanted[-1] if plan.depth[i] < number]
             for i in sorted(stack, reverse=True):
-                computed = i in wanted[plan.depth[i]]
+                computed = i in wanted[plan.depth[i]] and i in wanted[-1]
                 if computed and self.nest.body[i].dtype.kind == "f" and self._cost(i) >= 8:
                     self.number = number
                     self.buffers[i] = ""
@@ -420,6 +424,18 @@ class _Units(Values):
             self.buffers.clear()
         for i in self.buffers:
             self.buffers[i] = self.function.slot(register_type(self.nest.body[i].dtype), size, 64)
+
+    def _width(self, number: int) -> int:
+        """How many vectors a pass computes side by side, if vectors lie along an inner axis: as
+        many as hide the latency of folding, yet fit the registers."""
+        plan, body = self.plan, self.nest.body
+        if plan.vector not in plan.inner:
+            return plan.copies
+        self.number = number
+        folded, outputs = self._roots(number)
+        work = [i for i in self._wanted(folded, outputs) if body[i].op not in ("constant", "index")]
+        vectors = -(-self.nest.shape[plan.vector] // plan.lanes)
+        return side_by_side(vectors, len(folded), len(work))
 
     def _cost(self, position: int) -> int:
         """How many instructions compute a value at an inner point."""

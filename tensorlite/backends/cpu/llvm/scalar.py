@@ -72,20 +72,9 @@ def _swapped(rule: _Rule, constant: Any) -> _Rule:
     return lambda p, d, x: rule(p, d, p.literal(constant, d), x)
 
 
-def _float_max(p: Place, d: np.dtype[Any], x: str, y: str) -> str:
-    return _pick(p, d, "fcmp ogt", x, y)
-
-
-def _float_min(p: Place, d: np.dtype[Any], x: str, y: str) -> str:
-    return _pick(p, d, "fcmp olt", x, y)
-
-
-def _pick(p: Place, d: np.dtype[Any], better: str, x: str, y: str) -> str:
-    """`x` if it is better than `y`, else `y`; NaN if either is."""
-    kind = p.type(d)
-    wins = p.value(f"{better} {kind} {x}, {y}")
-    best = p.select(wins, d, x, y)
-    return p.select(p.value(f"fcmp uno {kind} {x}, {x}"), d, x, best)
+def _extremum(name: str) -> _Rule:
+    """The larger or smaller; NaN if either is. Which of two zeros is open."""
+    return lambda p, d, x, y: p.intrinsic(name, d, x, y, flags="nsz ")
 
 
 def _invert(p: Place, d: np.dtype[Any], x: str) -> str:
@@ -108,8 +97,8 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("divide", "f"): _plain("fdiv"),
     ("modulo", "f"): _plain("frem"),
     ("negative", "f"): lambda p, d, x: p.value(f"fneg {p.type(d)} {x}"),
-    ("max", "f"): _float_max,
-    ("min", "f"): _float_min,
+    ("max", "f"): _extremum("maximum"),
+    ("min", "f"): _extremum("minimum"),
     ("abs", "f"): _intrinsic("fabs"),
     ("sqrt", "f"): _intrinsic("sqrt"),
     ("copysign", "f"): _intrinsic("copysign"),

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ....compiler.loops import Nest, Operand, Output, Recorder, Scalar, row_major
 from ....compiler.axes import Canonical, canonical
+from ....compiler.loops import Nest, Operand, Output, Recorder, Scalar, row_major
 from .plan import MOST_SIDE_BY_SIDE, Partition, Plan, estimate, make_plan
 
 ENOUGH_UNITS = 16  # that threads can share without splitting

@@ -105,10 +105,11 @@ class Function:
         self._lines.append(f"  {name} = {text}")
         return name
 
-    def call(self, result: str, name: str, *args: tuple[str, str]) -> str:
+    def call(self, result: str, name: str, *args: tuple[str, str], flags: str = "") -> str:
         """Call an intrinsic or a function from outside with (type, operand) pairs."""
         self.module.declare(result, name, ", ".join(t for t, _ in args))
-        return self.value(f"call {result} @{name}({', '.join(f'{t} {v}' for t, v in args)})")
+        operands = ", ".join(f"{t} {v}" for t, v in args)
+        return self.value(f"call {flags}{result} @{name}({operands})")
 
     def slot(self, kind: str, count: int = 1, align: int = 0) -> str:
         """Memory of this call, allocated once."""

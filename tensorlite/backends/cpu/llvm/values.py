@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .... import dtypes
-from ....compiler.loops import Nest, Operand, Output
 from ....compiler.axes import access_stride
+from ....compiler.loops import Nest, Operand, Output
 from .place import Place
 from .plan import Plan
 from .scalar import apply
@@ -151,11 +151,10 @@ class Values:
         return self.function.integer("add", offset, str(move))
 
     def _row_extents(self) -> list[int]:
-        """The inner axes, the vector axis filled up to whole groups of vectors."""
+        """The inner axes, the vector axis filled up to whole vectors."""
         extents = [self.nest.shape[a] for a in self.plan.inner]
         if self.plan.vector in self.plan.inner:
-            step = self.plan.lanes * self.plan.copies
-            extents[-1] = -(-extents[-1] // step) * step
+            extents[-1] = -(-extents[-1] // self.plan.lanes) * self.plan.lanes
         return extents
 
     def _row_stride(self, axis: int) -> int:
