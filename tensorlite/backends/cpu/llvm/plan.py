@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 from .... import dtypes
 from ....compiler.axes import Canonical, Variation, access_stride, variation
-from ....compiler.loops import Instruction, Nest
+from ....compiler.loops import Instruction, Nest, Output
 
 UNIT = 4096  # points that a thread takes at a time, or a little more
 TILE = 16  # points along the second axis of a tile, when axes are permuted
 MOST_SIDE_BY_SIDE = 512  # points, a multiple of all numbers of lanes and copies
 _HARD = 10.0  # cost of an access that is no vector load, in vector loads
 _TURNED = 3.0  # that of a load from a block that is transposed in registers
+LINE = 64  # bytes that a cache moves at a time
+STREAMED = 1 << 25  # bytes of an output that is larger than caches are
 MOST_TURNED = 32  # lanes: a block of as many vectors has to fit the registers
 
 
@@ -252,6 +254,26 @@ def _share(
                 block = -(-block // step) * step
             return axis, min(block, nest.shape[axis]) if axis != vector else block
     return None, 1
+
+
+def streamed_outputs(plan: Plan) -> list[int]:
+    """The outputs that are better written past the caches, in which they would displace all else,
+    and be read before they are written: those that are large and written cache line by cache line.
+    (Rows that are reduced first are written in bursts, for which that is slower.)"""
+    nest = plan.nest
+    if plan.vector < 0 or plan.inner or nest.reduced:
+        return []
+
+    def fits(output: Output) -> bool:
+        strides, size = output.operand.strides, output.operand.dtype.itemsize
+        points = math.prod(n for n, s in zip(nest.shape, strides, strict=True) if s != 0)
+        others = [s for axis, s in enumerate(strides) if axis != plan.vector]
+        starts = [s * size % LINE for s in (*others, output.operand.offset)]
+        whole = plan.block * size % LINE == 0 or plan.shared != plan.vector
+        vectors = plan.lanes * size >= 16 and strides[plan.vector] == 1
+        return points * size >= STREAMED and vectors and whole and not any(starts)
+
+    return [i for i, output in enumerate(nest.outputs) if fits(output)]
 
 
 def estimate(plan: Plan) -> float:

@@ -23,11 +23,12 @@ class Values:
     vector, or, if it is an index, as the scalar of its first lane.
     """
 
-    def __init__(self, function: Function, plan: Plan):
+    def __init__(self, function: Function, plan: Plan, streamed: Sequence[int] = ()):
         self.function = function
         self.plan = plan
         self.nest: Nest = plan.nest
         self.operands = [*self.nest.inputs, *[o.operand for o in self.nest.outputs]]
+        self.streamed = {len(self.nest.inputs) + i for i in streamed}  # stored past the caches
         self.order = (*plan.outer, *plan.inner)
         self.scopes: list[dict[Any, str]] = [{}]
         self.copies = plan.copies  # of the loop over vectors that is open
@@ -402,7 +403,11 @@ class Values:
         offset = self._copied_offset(number, copy)
         if stride == 1 and mask is None:
             at = self._pointer(number, offset)
-            function.line(f"store {kind} {value}, ptr {at}, align {dtype.itemsize}")
+            how = f"align {dtype.itemsize}"
+            if number in self.streamed:
+                function.module.define("nontemporal", "!0 = !{i32 1}")
+                how = f"align {dtype.itemsize * lanes}, !nontemporal !0"
+            function.line(f"store {kind} {value}, ptr {at}, {how}")
             return
         count = lanes if mask is None else mask.count("true")
         if stride != 1 or count == 1:
