@@ -14,7 +14,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint lint-ruff lint-mypy wheel-check peers bench clean java force
+.PHONY: help demo test test-opencl lint lint-ruff lint-mypy wheel-check peers bench clean java force
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | awk -F '|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ demo: java $(STAMP)  ## train the CIFAR-10 CNN with two Spark tasks, on real han
 # longest, run one after the other in any case.
 test: java $(STAMP)  ## run all tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+
+test-opencl: $(STAMP)  ## the OpenCL tests on PoCL, on Intel's runtime and under Oclgrind, which it installs
+	@.ci/opencl.sh $(BIN)/python $(ARGS)
 
 lint: lint-ruff lint-mypy  ## ruff check, ruff format --check, mypy
 

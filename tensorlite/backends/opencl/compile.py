@@ -37,24 +37,25 @@ _CONVOLUTIONS: dict[Any, Callable[..., Plan | None]] = {
 
 def compile_program(graph: Graph, runtime: Runtime) -> Program:
     """`graph` as a program for the device of `runtime`."""
-    traits = runtime.traits
-    flat = inline(graph, ())
-    lean = slide(simplify(flat))
-    absorbed = absorb(lean, HEAVY, lambda eqn: plan_product(traits, eqn) is not None)
-    fused = fuse(absorbed, guards=True)
-    builder = Builder(fused, lambda eqn: plan(traits, eqn), _host_kernel, render.may_share)
+    builder = launches_of(graph, runtime.traits)
     program = Program(builder, runtime)
     if observe.verbosity.level >= 2:
-        nests = sum(eqn.prim is nest_p for eqn in fused.equations)
+        nests = sum(eqn.prim is nest_p for eqn in builder.graph.equations)
         host = sum(isinstance(launch, HostStep) for launch in builder.launches)
         observe.logger.debug(
-            f"compile {graph.name} for {runtime.name}: {len(flat.equations)} equations after "
-            f"inlining, {len(lean.equations)} simplified, {len(absorbed.equations)} with "
-            f"epilogues, {len(fused.equations)} fused, {nests} of them loop nests; "
-            f"{len(builder.launches)} launches, {host} of them on the host; "
-            f"{program.layout.size:,} bytes of memory"
+            f"compile {graph.name} for {runtime.name}: {len(builder.graph.equations)} equations "
+            f"when fused, {nests} of them loop nests; {len(builder.launches)} launches, {host} of "
+            f"them on the host; {program.layout.size:,} bytes of memory"
         )
     return program
+
+
+def launches_of(graph: Graph, traits: Traits) -> Builder:
+    """What a device with these traits does to compute `graph`."""
+    lean = slide(simplify(inline(graph, ())))
+    absorbed = absorb(lean, HEAVY, lambda eqn: plan_product(traits, eqn) is not None)
+    fused = fuse(absorbed, guards=True)
+    return Builder(fused, lambda eqn: plan(traits, eqn), _host_kernel, render.may_share)
 
 
 def plan(traits: Traits, eqn: Equation) -> Plan | None:

@@ -79,7 +79,7 @@ class Pool:
         rounded = _rounded(size)
         with self._lock:
             waiting = self._waiting.get(rounded)
-            memory = waiting.pop() if waiting else self._new(rounded, label)
+            memory = waiting.pop() if waiting else self._new(rounded, size, label)
             self._in_use += rounded
             self._peak = max(self._peak, self._in_use)
             self._labels[label] += rounded
@@ -121,7 +121,7 @@ class Pool:
         with self._lock:
             return dict(self._labels.most_common())
 
-    def _new(self, size: int, label: str) -> Any:
+    def _new(self, size: int, asked: int, label: str) -> Any:
         for attempt in range(2):
             if self._held + size <= self.limit:
                 memory = self._from_device(size)
@@ -130,7 +130,7 @@ class Pool:
                     return memory
             if attempt == 0:
                 self.trim()
-        raise DeviceMemoryError(self._complaint(size, label))
+        raise DeviceMemoryError(self._complaint(asked, label))
 
     def _from_device(self, size: int) -> Any:
         """A buffer of the device; None if it has no more."""

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import threading
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ try:
 except ImportError:
     cl: Any = None  # type: ignore[no-redef]
 
-OPTIONS = "-cl-mad-enable"  # a * b + c may be rounded once
+OPTIONS = "-cl-mad-enable -w"  # a * b + c may be rounded once; remarks help nobody
 MANIFEST = "manifest.json"
 _VERSION = 1
 
@@ -92,7 +93,9 @@ class Programs:
 
     def _build(self, program: Any, kernel: Kernel, options: str) -> Any:
         try:
-            return program.build([options], devices=[self._device])
+            with warnings.catch_warnings():  # some compilers say what they have done
+                warnings.simplefilter("ignore", cl.CompilerWarning)
+                return program.build(options.split(), devices=[self._device])
         except cl.Error as error:
             numbered = "\n".join(
                 f"{number:4} {line}" for number, line in enumerate(kernel.source.splitlines(), 1)
@@ -149,7 +152,7 @@ def build_folder(folder: str | os.PathLike[str], context: Any, device: Any) -> i
     entries = _read_manifest(place)
     for entry in entries:
         program = cl.Program(context, (place / entry.source).read_text())
-        program = program.build([entry.options], devices=[device])
+        program = program.build(entry.options.split(), devices=[device])
         (place / entry.binary).write_bytes(program.binaries[0])
     return len(entries)
 

@@ -63,7 +63,6 @@ class Found(NamedTuple):
         return f"{self.device.name.strip()} ({self.device.platform.name.strip()}), {units}"
 
 
-INSTALL = 'pip install "tensorlite[opencl]" brings PyOpenCL and a driver for the CPU'
 _KINDS = ("gpu", "accelerator", "cpu")
 
 
@@ -75,6 +74,12 @@ def find_all() -> tuple[Found, ...]:
         Found(f"opencl:{number}", device, 1.0, _traits(device))
         for number, device in enumerate(devices)
     )
+
+
+def why_none() -> str:
+    """Why there are no devices, and what to do."""
+    why = "PyOpenCL is not installed" if cl is None else "no OpenCL driver was found"
+    return f'{why}; pip install "tensorlite[opencl]" brings PyOpenCL and a driver for the CPU'
 
 
 def _devices() -> list[Any]:
@@ -91,7 +96,9 @@ def _devices() -> list[Any]:
             found += platform.get_devices()
         except cl.Error:  # a broken driver must not hide those of others
             continue
-    return [device for device in found if device.available and device.compiler_available]
+    # Some devices, such as FPGAs, run only what was compiled ahead of time.
+    ahead = "TENSORLITE_OPENCL_KERNELS" in os.environ
+    return [d for d in found if d.available and (d.compiler_available or ahead)]
 
 
 def _rank(device: Any) -> tuple[Any, ...]:
@@ -143,8 +150,7 @@ def find(name: str) -> Found:
         )
     everything = find_all()
     if not everything:
-        why = "PyOpenCL is not installed" if cl is None else "no OpenCL driver was found"
-        raise ValueError(f"there is no device {name!r}: {why}; {INSTALL}")
+        raise ValueError(f"there is no device {name!r}: {why_none()}")
     number, parts, part = (int(text) if text else None for text in match.groups())
     if (number or 0) >= len(everything):
         known = ", ".join(found.name for found in everything)
