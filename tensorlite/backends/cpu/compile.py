@@ -1,7 +1,7 @@
 """From a traced graph to a program: the passes of the CPU, in order.
 
-inline -> simplify -> slide (bands) -> absorb (epilogues) -> fuse (loop nests) -> launches and
-memory. Where the native compiler is missing, `executor` has NumPy run the same graph.
+inline -> simplify -> slide (bands) -> absorb (epilogues) -> fill_scatters -> fuse (loop nests) ->
+launches and memory. Where the native compiler is missing, `executor` has NumPy run the same graph.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from ...compiler.bands import slide
 from ...compiler.fuse import fuse, nest_p
 from ...compiler.inline import inline
 from ...compiler.launches import Builder, Call, Kernel, Plan, Ref, host_kernel
+from ...compiler.scatters import fill_scatters, filled_scatter_p
 from ...compiler.simplify import simplify, transposed_matmul_p
 from ...core import Primitive
 from ...graph import Equation, Graph
 from ...ops.conv import conv_input_grad_p, conv_p
+from ...ops.index import scatter_p
 from ...ops.linalg import matmul_p
 from ...ops.random import bits_p
 from . import llvm, onednn
@@ -34,7 +36,7 @@ def compile_program(graph: Graph, lowerings: Mapping[Primitive, Kernel]) -> Prog
     flat = inline(graph, ())
     lean = slide(simplify(flat))
     absorbed = absorb(lean, HEAVY, lambda eqn: plan_for(eqn) is not None)
-    fused = fuse(absorbed, guards=True)
+    fused = fuse(fill_scatters(absorbed), guards=True)
     builder = Builder(fused, _plan, lambda eqn: host_kernel(eqn, lowerings), llvm.may_share)
     program = Program(builder)
     if observe.verbosity.level >= 2:
@@ -55,11 +57,27 @@ def _plan(eqn: Equation) -> Plan | None:
         return _single(eqn, eqn.params["nest"])
     if eqn.prim is bits_p and eqn.outputs[0].aval.size > 0:
         return _single(eqn, RandomBits(eqn.inputs[0].aval.size // 4, **eqn.params))
+    if eqn.prim in (scatter_p, filled_scatter_p):
+        return _plan_scatter(eqn)
     found = plan_for(eqn)
     if found is None:
         return None
     calls = [Call(Execution(found, c), tuple(a.ref for a in c.arguments)) for c in found.calls]
     return Plan(found.op, tuple(calls), found.temporaries)
+
+
+def _plan_scatter(eqn: Equation) -> Plan | None:
+    """One launch; NumPy's rule where nothing is scattered, or into nothing."""
+    result = eqn.outputs[0].aval
+    fill = eqn.params.get("value")
+    indices = [atom.aval for atom in eqn.inputs[1 if fill is not None else 2 :]]
+    if not result.size or not indices[0].size:
+        return None
+    kinds = tuple(aval.dtype for aval in indices)
+    code = llvm.Scatter(
+        result.shape, result.dtype, kinds, indices[0].size, eqn.params["mode"], fill
+    )
+    return _single(eqn, code)
 
 
 def _single(eqn: Equation, code: Any) -> Plan:

@@ -1,10 +1,10 @@
 """A program for the CPU: launches over one arena, run by one native function.
 
-Launches are fused nests and random bits that our compiler makes, and calls of oneDNN; what has only
-a NumPy rule is a step of Python between them. Values that live between launches have places in an
-arena; arguments and results are buffers that change with each call. A `Program` is run by
-instances, each with an arena and tables of its own, so that threads can run one program at the same
-time.
+Launches are fused nests, random bits and scatters that our compiler makes, and calls of oneDNN;
+what has only a NumPy rule is a step of Python between them. Values that live between launches have
+places in an arena; arguments and results are buffers that change with each call. A `Program` is run
+by instances, each with an arena and tables of its own, so that threads can run one program at the
+same time.
 """
 
 from __future__ import annotations
@@ -126,10 +126,12 @@ class Program:
         return tuple(found)
 
 
-def _compiled(code: Nest | RandomBits) -> int:
+def _compiled(code: Nest | RandomBits | llvm.Scatter) -> int:
     """The address of the compiled code."""
     if isinstance(code, RandomBits):
         return llvm.compile_random_bits(*code)
+    if isinstance(code, llvm.Scatter):
+        return llvm.compile_scatter(code)
     return llvm.compile_nests([code])[0]
 
 

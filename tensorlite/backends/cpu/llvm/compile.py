@@ -22,6 +22,7 @@ from .engine import machine
 from .plan import make_plan
 from .random_bits import render_random_bits
 from .render import render
+from .scatter import Scatter, render_scatter
 from .text import Module
 
 _addresses: dict[Any, int] = {}
@@ -69,6 +70,17 @@ def compile_random_bits(keys: int, shape: Sequence[int], dtype: np.dtype[Any]) -
             _addresses[key] = _compiled(
                 repr(key),
                 lambda module, name: render_random_bits(module, name, keys, count, width),
+            )
+        return _addresses[key]
+
+
+def compile_scatter(scatter: Scatter) -> int:
+    """The address of a C function of (base unless it is filled, updates, indices, result)."""
+    key = ("scatter", scatter.key())
+    with _lock:
+        if key not in _addresses:
+            _addresses[key] = _compiled(
+                repr(key), lambda module, name: render_scatter(module, name, scatter)
             )
         return _addresses[key]
 
