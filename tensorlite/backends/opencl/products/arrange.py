@@ -27,6 +27,7 @@ from .epilogue import Operation, Steps, functions, parameters, statements
 from .types import Number, preamble
 
 _PER_ITEM = 1 << 14  # elements that a work-item copies
+_GROUP = 64  # work-items of a work-group, where each has one element
 _DEPTH = 256  # steps of a sum that a work-item packs
 
 
@@ -228,31 +229,39 @@ def _per_item(size: int) -> int:
 
 
 def finish(
-    draft: Draft, contraction: Contraction, parts: int, partial: Ref, steps: Steps, result: Ref
+    draft: Draft,
+    contraction: Contraction,
+    parts: int,
+    partial: Ref,
+    steps: Steps,
+    result: Ref,
+    per_item: int | None = None,
 ) -> None:
     """Launch the second stage of a split sum: add the parts, run the epilogue, store."""
     c = contraction.c
-    number = Number(c.dtype)
-    size, channels = c.size, c.shape[-1]
-    per_item = min(_per_item(size), max(64, size // 64))
-    scalars = Scalars()
-    scalars.add(parts=parts, channels=channels, per_item=per_item)
-    scalars.add(tail=size - (size - 1) // per_item * per_item)
-    wide = index_type(size * parts)
-    source = _finish_source(number, steps.operations, wide)
+    number, size = Number(c.dtype), c.size
+    if per_item is None:
+        per_item = min(_per_item(size), max(64, size // 64))
     items = -(-size // per_item)
-    draft.launch(source, scalars, (partial, result, *steps.operands), (items,), (1,))
+    scalars = Scalars()
+    scalars.add(parts=parts, channels=c.shape[-1], per_item=per_item, items=items)
+    scalars.add(tail=size - (items - 1) * per_item)
+    source = _finish_source(number, steps.operations, index_type(size * parts))
+    group = _GROUP if per_item == 1 else 1
+    grid = -(-items // group) * group
+    draft.launch(source, scalars, (partial, result, *steps.operands), (grid,), (group,))
 
 
 @functools.lru_cache(maxsize=256)
 def _finish_source(number: Number, operations: tuple[Operation, ...], wide: str) -> Source:
-    names = ["parts", "channels", "per_item", "tail"]
+    names = ["parts", "channels", "per_item", "items", "tail"]
     after = "\n".join(statements(operations, "place", "place % channels"))
     body = f"""
-const Index first = (Index)get_global_id(0) * per_item;
-const int is_last = get_global_id(0) + 1 == get_global_size(0);
-const int count = is_last ? tail : per_item;
-const Index size = (Index)(get_global_size(0) - 1) * per_item + tail;
+const int item = get_global_id(0);
+if (item >= items) return;
+const Index first = (Index)item * per_item;
+const int count = item + 1 == items ? tail : per_item;
+const Index size = (Index)(items - 1) * per_item + tail;
 for (int k = 0; k < count; ++k) {{
   const Index place = first + k;
   {number.computed} value = partial[place];

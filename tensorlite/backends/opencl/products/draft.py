@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from ....compiler.launches import Call, Plan, Ref
 from ..kernels import Kernel
-from .contraction import Digit
+from .contraction import Contraction, Digit
+from .epilogue import Operation
 
 FIRST, SECOND, RESULT = Ref("input", 0), Ref("input", 1), Ref("output", 0)
 OPTIONS = "-cl-mad-enable"
@@ -33,6 +34,11 @@ class Draft:
         """A new temporary of `size` bytes."""
         self._temporaries.append(size)
         return Ref("temporary", len(self._temporaries) - 1)
+
+    def named(self, contraction: Contraction, operations: Sequence[Operation]) -> str:
+        """A name for a kernel that is made for one shape: `conv_128x12x12x64_5x5x64x64_relu`."""
+        shapes = ["x".join(map(str, x.shape)) for x in (contraction.a, contraction.b)]
+        return "_".join([self.op, *shapes, *[operation.name for operation in operations]])
 
     def launch(
         self,
@@ -125,8 +131,8 @@ def kernel_text(
     name: str, parameters: Sequence[str], scalars: Sequence[str], body: str, comment: str
 ) -> str:
     """A __kernel function."""
-    lines = [*parameters, *_in_lines([f"const int {s}" for s in scalars])]
-    head = ",\n".join(f"    {line}" for line in lines)
+    declared = [*parameters, *_in_lines([f"const int {s}" for s in scalars])]
+    head = ",\n".join(f"    {line}" for line in declared)
     told = "\n".join(f"// {line}" for line in textwrap.wrap(comment, 90))
     lines = [line for line in indented(body).splitlines() if line.strip()]
     return "\n".join([told, f"__kernel void {name}(", f"{head}) {{", *lines, "}\n"])

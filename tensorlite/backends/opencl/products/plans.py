@@ -9,11 +9,14 @@ from ....compiler.launches import Plan
 from ....core import Aval
 from ....ops.window import Window
 from ..runtime import Traits
-from . import conv, matmul
+from . import conv, matmul, points
+from .blocks import Block, plan_blocks
 from .contraction import Contraction
 from .draft import Draft, Unsupported
 from .epilogue import Epilogue, resolve
+from .problem import Problem
 from .tiles import Tile, plan_tiles
+from .tuned import chosen
 from .types import SUPPORTED
 
 
@@ -40,9 +43,8 @@ def plan_matmul(
         None if there is no kernel for it: arrays without elements, float64 on a device that has
         none, an operand of the epilogue that broadcasts otherwise than along the last axis.
     """
-    return _planned(
-        traits, "matmul", (x, y, *others), out, epilogue, (bool(transpose_a), bool(transpose_b))
-    )
+    turned = bool(transpose_a), bool(transpose_b)
+    return plan(traits, Problem("matmul", (x, y, *others), out, turned, epilogue))
 
 
 def plan_conv(
@@ -56,7 +58,7 @@ def plan_conv(
 ) -> Plan | None:
     """How a device computes `conv`; the arguments are those of the primitive, then as in
     `plan_matmul`."""
-    return _planned(traits, "conv", (x, w, *others), out, epilogue, window)
+    return plan(traits, Problem("conv", (x, w, *others), out, window, epilogue))
 
 
 def plan_conv_input_grad(
@@ -72,7 +74,7 @@ def plan_conv_input_grad(
     """How a device computes `conv_input_grad`; as `plan_conv`."""
     if out.shape[1:-1] != tuple(spatial):
         raise ValueError(f"conv_input_grad: the result is {out}, but spatial is {spatial}")
-    return _planned(traits, "conv_input_grad", (g, w, *others), out, epilogue, window)
+    return plan(traits, Problem("conv_input_grad", (g, w, *others), out, window, epilogue))
 
 
 def plan_conv_weight_grad(
@@ -85,43 +87,47 @@ def plan_conv_weight_grad(
     epilogue: Epilogue = (),
 ) -> Plan | None:
     """How a device computes `conv_weight_grad`; as `plan_conv`."""
-    return _planned(traits, "conv_weight_grad", (x, g, *others), out, epilogue, window)
+    return plan(traits, Problem("conv_weight_grad", (x, g, *others), out, window, epilogue))
 
 
-def contractions(
-    op: str, inputs: tuple[Aval, ...], out: Aval, options: Window | tuple[bool, bool]
-) -> list[Contraction]:
-    """The products that an operation consists of."""
-    first, second = inputs[:2]
-    if not isinstance(options, Window):
-        return [matmul.matmul(first, second, out, *options)]
-    if op == "conv_input_grad":
-        return conv.conv_input_grad(first, second, out, options)
-    make = conv.conv if op == "conv" else conv.conv_weight_grad
-    return [make(first, second, out, options)]
+def plan(traits: Traits, problem: Problem) -> Plan | None:
+    """How a device computes a problem, by what has been tuned for it; None as in `plan_matmul`."""
+    return plan_with(traits, problem, chosen(traits, problem))
 
 
 @functools.lru_cache(maxsize=4096)
-def _planned(
-    traits: Traits,
-    op: str,
-    inputs: tuple[Aval, ...],
-    out: Aval,
-    epilogue: Epilogue,
-    options: Window | tuple[bool, bool],
-) -> Plan | None:
-    avals = (*inputs, out)
+def plan_with(traits: Traits, problem: Problem, choice: Tile | Block) -> Plan | None:
+    """The same with given tiles: a `Tile` makes kernels for CPUs, a `Block` for GPUs."""
+    avals = (*problem.inputs, problem.out)
     if any(aval.size == 0 or aval.dtype not in SUPPORTED for aval in avals):
         return None
     if any(aval.dtype == dtypes.float64 for aval in avals) and not traits.float64:
         return None
-    steps = resolve(epilogue, inputs, out)
+    steps = resolve(problem.epilogue, problem.inputs, problem.out)
     if steps is None:
         return None
-    draft = Draft(op)
+    draft = Draft(problem.op)
     try:
-        for contraction in contractions(op, inputs, out, options):
-            plan_tiles(draft, traits, contraction, steps, Tile(5, 2, 8))
+        products = contractions(problem)
+        is_whole = len(products) == 1
+        for contraction in products:
+            if isinstance(choice, Tile):
+                plan_tiles(draft, traits, contraction, steps, choice, is_whole)
+            elif points.suits(contraction):
+                points.plan_points(draft, traits, contraction, steps, is_whole)
+            else:
+                plan_blocks(draft, traits, contraction, steps, choice, is_whole)
     except Unsupported:
         return None
     return draft.plan()
+
+
+def contractions(problem: Problem) -> list[Contraction]:
+    """The products that an operation consists of."""
+    (first, second), out, options = problem.inputs[:2], problem.out, problem.options
+    if not isinstance(options, Window):
+        return [matmul.matmul(first, second, out, *options)]
+    if problem.op == "conv_input_grad":
+        return conv.conv_input_grad(first, second, out, options)
+    make = conv.conv if problem.op == "conv" else conv.conv_weight_grad
+    return [make(first, second, out, options)]

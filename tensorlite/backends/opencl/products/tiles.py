@@ -67,9 +67,14 @@ class Tile(NamedTuple):
 
 
 def plan_tiles(
-    draft: Draft, traits: Traits, contraction: Contraction, steps: Steps, tile: Tile
+    draft: Draft,
+    traits: Traits,
+    contraction: Contraction,
+    steps: Steps,
+    tile: Tile,
+    is_whole: bool,
 ) -> None:
-    """Write the launches of a product."""
+    """Write the launches of a product, which gives all of the result or a part of it."""
     contraction, (a_place, b_place) = _turned(contraction)
     lane = _lane(contraction)
     column = Digit(1, c=1) if lane is None else digits(contraction, [lane])[0]
@@ -84,11 +89,14 @@ def plan_tiles(
         panels, batches = _panels(draft, contraction, b_place, column, sums, batches, tile)
     in_panels = panels.place != b_place
     batches = merged(batches, "abc")
-    chunks = _chunks(merged(sums, "a" if in_panels else "ab"), tile.depth)
-    items = Counts(_size(rows), column.size, _size(batches))
-    work = divide(traits, tile, items, chunks.total)
-
     number, size_c = Number(contraction.c.dtype), contraction.c.size
+    # Sums that wait elsewhere than in the result wait in a copy of all of it.
+    depth = tile.depth if is_whole or number.is_plain else max(_size(sums), 1)
+    chunks = _chunks(merged(sums, "a" if in_panels else "ab"), depth)
+    items = Counts(_size(rows), column.size, _size(batches))
+    work = divide(traits, tile, items, chunks.total if is_whole else 1)
+    if not is_whole:
+        work = work._replace(splits=1, chunks_per_split=chunks.total)
     is_split = work.splits > 1 or (chunks.total > 1 and not number.is_plain)
     sums_in = "partial" if is_split else "result" if chunks.total > 1 else "registers"
     target, operands = RESULT, steps.operands
