@@ -96,10 +96,12 @@ class Clusters:
         self._producer = {var: m.number for m in members for var, _ in m.stores}
         self._apart: set[tuple[int, int]] = set()  # groups that cannot be one, by their bits
         self._before: dict[int, int] = {}  # what each equation waits for, as a set of bits
+        self._waiting: dict[int, list[int]] = {k: [] for k in needs}  # what needs each equation
         for k in sorted(needs):
             before = 0
             for n in needs[k]:
                 before |= self._before[n] | 1 << n
+                self._waiting[n].append(k)
             self._before[k] = before
         self._readers: dict[Var, list[int]] = {}
         for m in members:
@@ -307,19 +309,38 @@ class Clusters:
         """Whether something outside of the two waits for one of them while the other waits for
         it."""
         for one, other in ((left, right), (right, left)):
-            outside = ~(one.bits | other.bits)
             for member in one.members:
                 for k in self._needs[member.number]:
-                    if outside >> k & 1 and self._before[k] & other.bits:
+                    outside = self.groups.get(k) not in (left, right)
+                    if outside and self._before[k] & other.bits:
                         return True
         return False
 
     def _wait_together(self, group: Group) -> None:
-        """Members of a group, and what waits for one of them, wait for what any of them does."""
-        bits = before = group.bits
+        """Members of a group, and what waits for one of them, wait for what any of them does. What
+        does so already is not followed further: mostly one of the two groups waited for the
+        other."""
+        before = group.bits
         for member in group.members:
             before |= self._before[member.number]
-        for k, others in self._before.items():
-            if others & bits:
-                self._before[k] = others | before
-        self._before.update(dict.fromkeys((m.number for m in group.members), before))
+        pending = self._waits_for_all(group.members, before)
+        while pending:
+            k = pending.pop()
+            known = self._before[k]
+            together = known | before
+            if together == known:
+                continue
+            other = self.groups.get(k)
+            if other is None:  # it stays outside of nests
+                self._before[k] = together
+                pending += self._waiting[k]
+            else:
+                pending += self._waits_for_all(other.members, together)
+
+    def _waits_for_all(self, members: Sequence[Member], before: int) -> list[int]:
+        """Note that all of these wait for `before`; what needs one of them."""
+        waiting: list[int] = []
+        for member in members:
+            self._before[member.number] = before
+            waiting += self._waiting[member.number]
+        return waiting
