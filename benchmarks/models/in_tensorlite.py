@@ -81,7 +81,7 @@ class Operations:
 
 
 def build_step(
-    arrays: str, model: str, precision: str = "f32", threads: int = 1
+    arrays: str, model: str, precision: str = "f32", threads: int = 1, device: str = "cpu"
 ) -> Callable[[], float]:
     """A function that takes a training step and returns the loss.
 
@@ -90,6 +90,7 @@ def build_step(
         model: a name in `definitions.MODELS`.
         precision: "f32", or "bf16" for products in bfloat16 with float32 weights.
         threads: of the worker; here its environment has said so already.
+        device: where it trains.
     """
     definition = MODELS[model]
     optimizer = _optimizer(definition.optimizer, definition.learning_rate)
@@ -114,9 +115,10 @@ def build_step(
         return optim.apply_updates(weights, updates), statistics, state, loss
 
     parameters, buffers, *batch = load(arrays)
-    images, labels = map(tl.asarray, batch)
-    weights, statistics = tl.tree.map(tl.asarray, (parameters, buffers))
-    state = optimizer.init(weights)
+    with tl.default_device(device):
+        images, labels = map(tl.asarray, batch)
+        weights, statistics = tl.tree.map(tl.asarray, (parameters, buffers))
+        state = optimizer.init(weights)
     policy = tl.precision(precision)
 
     def step() -> float:

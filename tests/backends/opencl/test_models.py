@@ -7,7 +7,6 @@ import pathlib
 import numpy as np
 import pytest
 
-import tensorlite as tl
 from benchmarks.models import definitions, in_tensorlite
 
 pytest.importorskip("pyopencl")
@@ -21,7 +20,6 @@ def test_training_like_the_cpu(model: str, tmp_path: pathlib.Path) -> None:
     definitions.save(path, model, BATCH)
     losses = {}
     for device in ("cpu", "opencl:0"):
-        with tl.default_device(device):
-            step = in_tensorlite.build_step(str(path), model)
-            losses[device] = [step() for _ in range(STEPS)]
+        step = in_tensorlite.build_step(str(path), model, device=device)
+        losses[device] = [step() for _ in range(STEPS)]
     np.testing.assert_allclose(losses["opencl:0"], losses["cpu"], rtol=1e-4)
