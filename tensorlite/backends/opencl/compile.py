@@ -61,7 +61,7 @@ def launches_of(graph: Graph, traits: Traits) -> Builder:
 def plan(traits: Traits, eqn: Equation) -> Plan | None:
     """The kernels of an equation; None if the host computes it."""
     if eqn.prim is nest_p:
-        return render.plan_nest(traits, eqn.params["nest"])
+        return render.plan_nest(traits, eqn.params["nest"], [a.aval.size for a in eqn.inputs])
     if eqn.prim is bits_p and eqn.outputs[0].aval.size > 0:
         return plan_bits(traits, eqn.inputs[0].aval.size // 4, **eqn.params)
     return plan_product(traits, eqn)

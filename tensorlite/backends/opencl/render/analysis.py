@@ -45,14 +45,15 @@ def used(nest: Nest, positions: Sequence[int]) -> set[int]:
     return found
 
 
-def fits_int(nest: Nest) -> bool:
-    """Whether all addresses and counts fit 31 bits."""
+def fits_int(nest: Nest, sizes: Sequence[int] | None) -> bool:
+    """Whether all addresses and counts fit 31 bits; `sizes` are those of the inputs, which matter
+    where gathers reach anywhere."""
     operands = [*nest.inputs, *[o.operand for o in nest.outputs]]
     extents = [
         abs(o.offset)
         + sum(abs(s) * max(n - 1, 0) for s, n in zip(o.strides, nest.shape, strict=True))
         for o in operands
     ]
-    gathered = any(i.op == "gather" for i in nest.body)
-    limit = 2**31 - 2**16
-    return max([*extents, math.prod(nest.shape)], default=0) < limit and not gathered
+    if any(i.op == "gather" for i in nest.body):
+        extents += sizes or [2**31]
+    return max([*extents, math.prod(nest.shape)], default=0) < 2**31 - 2**16

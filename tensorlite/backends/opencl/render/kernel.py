@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ....compiler.loops import Nest
 from ..runtime import Traits
-from .analysis import fits_int, is_along_memory, kept_axes, levels_of, used
+from .analysis import is_along_memory, kept_axes, levels_of, used
 from .reduce import Accumulator
 from .rows import Row
 from .text import Block, Text
@@ -20,7 +20,7 @@ ENOUGH = 1 << 15  # points below which one work-item does it all
 class Body:
     """The body of one kernel."""
 
-    def __init__(self, traits: Traits, nest: Nest, numbers: Sequence[int]):
+    def __init__(self, traits: Traits, nest: Nest, numbers: Sequence[int], index: str):
         self.traits, self.on_cpu = traits, traits.kind == "cpu"
         self.nest = nest
         self.numbers = numbers
@@ -29,7 +29,7 @@ class Body:
         self.text = Text()
         self.global_size: tuple[int, ...] = (1,)
         self.local_size: tuple[int, ...] | None = None
-        self.index = "int" if fits_int(nest) else "long"
+        self.index = index  # the type of addresses
         self._needed: set[int] = set()
 
     def reads(self, number: int) -> bool:

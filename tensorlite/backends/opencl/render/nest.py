@@ -32,7 +32,7 @@ from ....compiler.loops import Instruction, Nest, Operand, Output, row_major
 from ....compiler.lower import lower
 from ..kernels import Kernel
 from ..runtime import Traits
-from .analysis import is_along_memory, kept_axes, levels_of
+from .analysis import fits_int, is_along_memory, kept_axes, levels_of
 from .kernel import BLOCK, ENOUGH, GROUP, Body
 from .reduce import Accumulator
 from .scalar import helpers_for, stored_type
@@ -41,13 +41,19 @@ from .text import Text
 SHARES = 32  # work-items that split a reduction
 
 
-def plan_nest(traits: Traits, nest: Nest) -> Plan:
-    """The kernels that compute `nest` on a device, from buffers of its inputs to its outputs."""
+def plan_nest(traits: Traits, nest: Nest, sizes: Sequence[int] | None = None) -> Plan:
+    """The kernels that compute `nest` on a device, from buffers of its inputs to its outputs.
+
+    Args:
+        sizes: the numbers of elements of the inputs, from which the type of indices follows where
+            gathers reach anywhere. None: they may be large.
+    """
     flat = canonical(lower(nest, traits.float64))
     name = _identifier(nest.name)
     if math.prod(flat.nest.shape[: kept_axes(flat.nest)]) == 0:
         return Plan(nest.name, ())
-    return _Planner(traits, flat, name).plan()
+    index = "int" if fits_int(flat.nest, sizes) else "long"
+    return _Planner(traits, flat, name, index).plan()
 
 
 def may_share(nest: Nest, output: int, source: int) -> bool:
@@ -68,11 +74,12 @@ def _identifier(name: str) -> str:
 class _Planner:
     """Kernels of one nest, and the temporaries between them."""
 
-    def __init__(self, traits: Traits, flat: Canonical, name: str):
+    def __init__(self, traits: Traits, flat: Canonical, name: str, index: str):
         self.traits = traits
         self.on_cpu = traits.kind == "cpu"
         self.nest, self.numbers = flat
         self.name = name
+        self.index = index
         self.calls: list[Call] = []
         self.temporaries: list[int] = []
         # Where the buffers of the nest come from: its own inputs, then temporaries.
@@ -85,7 +92,7 @@ class _Planner:
             for number in range(1, max(levels.values()) + 1):
                 self._fold_in_shares([p for p, level in levels.items() if level == number], number)
             self._without_idle_axes()
-        self._emit(Body(self.traits, self.nest, self.numbers))
+        self._emit(Body(self.traits, self.nest, self.numbers, self.index))
         return Plan(self.name, tuple(self.calls), tuple(self.temporaries))
 
     def _is_split(self) -> bool:
@@ -111,7 +118,7 @@ class _Planner:
             if accumulator.numbered:
                 stores.append((accumulator.number, dtypes.int32))
         shared = [self._temporary(shares * points * dtype.itemsize) for _, dtype in stores]
-        partial = Body(self.traits, nest._replace(outputs=()), self.numbers)
+        partial = Body(self.traits, nest._replace(outputs=()), self.numbers, self.index)
         partial.fold_shares(accumulators, shares)
         self._emit(partial, f"_share{level}", shared, [d for _, d in stores])
         folded = [self._temporary(points * a.result.itemsize) for a in accumulators]
@@ -156,11 +163,12 @@ class _Planner:
             whole, targets = self.nest, self.targets
             self.nest, self.targets = part, [targets[i] for i in written_once]
             self._without_idle_axes()
-            self._emit(Body(self.traits, self.nest, self.numbers), "_kept")
+            self._emit(Body(self.traits, self.nest, self.numbers, self.index), "_kept")
             self.nest = other
             self.targets = [t for i, t in enumerate(targets) if i not in written_once]
             self.numbers = (0,) * len(whole.shape)
-        self.nest = self.nest._replace(reduced=())
+        # What was an order of loops for folding is none for writing.
+        self.nest, self.numbers = canonical(self.nest._replace(reduced=()))
 
     def _temporary(self, size: int) -> Ref:
         self.temporaries.append(max(size, 1))
