@@ -27,8 +27,12 @@ call_p = Primitive("call")
 
 
 @call_p.shape
-def _(*avals: Aval, graph: Graph, device: Device | None = None) -> tuple[Aval, ...]:
-    return graph.out_avals  # `device` is there when there is no argument to tell it
+def _(
+    *avals: Aval, graph: Graph, device: Device | None = None, donated: tuple[int, ...] = ()
+) -> tuple[Aval, ...]:
+    # `device` is there when there is no argument to tell it. `donated` are the arguments whose
+    # memory the backend may use for results; it is there when nothing is traced.
+    return graph.out_avals
 
 
 @call_p.fwd
@@ -83,7 +87,7 @@ class Jitted:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        donated = self._donated(args, kwargs) if self.donated else ()
+        donated = self._donated(args, kwargs) if self.donated else []
         static, moving, named = (
             self._split_static(args, kwargs) if self.static else ((), args, kwargs)
         )
@@ -106,18 +110,34 @@ class Jitted:
             signature += shape, leaf.dtype
         if device is None:
             device = leaves[0].device if leaves else current_device()
+        if donated and any(leaf.trace is not None for leaf in leaves):
+            donated = []  # a transform uses them again
         key = (*signature, *weak, device, active_precision())
         traced = self._cache.get(key)
         if traced is None:
             traced = self._trace(key, args, kwargs, treedef, leaves, weak, device)
         else:
             self._hits += 1
+            if donated:
+                return self._call_donating(traced, leaves, donated)
         if leaves or traced.captured:
             out = bind(call_p, *traced.captured, *leaves, graph=traced.graph)
         else:
             out = bind(call_p, graph=traced.graph, device=device)
         for tensor in donated:
             tensor.delete()
+        return tree.unflatten(traced.out_def, out)
+
+    def _call_donating(self, traced: Traced, leaves: list[Tensor], donated: list[Tensor]) -> Any:
+        """Call a graph that may write results over donated arguments. It has been compiled before,
+        so that what fails now may have written already."""
+        given = set(map(id, donated))
+        places = tuple([i for i, leaf in enumerate(leaves) if id(leaf) in given])
+        try:
+            out = bind(call_p, *leaves, graph=traced.graph, donated=places)
+        finally:
+            for tensor in donated:
+                tensor.delete()
         return tree.unflatten(traced.out_def, out)
 
     def cache_info(self) -> CacheInfo:
@@ -312,8 +332,9 @@ def jit(
         static_argnums, static_argnames: positions and names of hashable arguments to compile in; a
             new value is a new signature. Either is enough: an argument that is static is so
             however it is passed.
-        donate_argnums, donate_argnames: likewise, arguments whose memory may be reused for results;
-            they cannot be used after the call.
+        donate_argnums, donate_argnames: likewise, arguments whose memory may be reused for results,
+            as the parameters of a training step: they are updated in place where nobody else sees
+            them, and cannot be used after the call, even if it fails.
 
     Raises:
         TracerError: `f` needs the value of a traced tensor, e.g. in a Python `if`.

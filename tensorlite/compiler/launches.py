@@ -8,7 +8,7 @@ becomes a `HostStep`, a function of NumPy arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -108,11 +108,14 @@ class Builder:
         self.steps: list[Step] = []
         self.constants: list[np.ndarray] = []
         self.lives: list[Life] = []  # of the values in the arena
+        # Of new results, by number, the arguments over which they may be written, one over each.
+        self.replaceable: dict[int, list[int]] = {}
         self._planner = planner
         self._host = host
         self._may_share = may_share
         self._roots = _aliases(graph)
         self._values: dict[Any, Value] = {}
+        self._ends = {a for a in map(self._root, graph.outputs) if isinstance(a, Var)}
         self._last_reads = self._find_last_reads()
         self.results = self._place_ends()
         for number, eqn in enumerate(graph.equations):
@@ -163,9 +166,13 @@ class Builder:
         """The value of a result of equation `number`: a new one in the arena, or that of an input
         which nobody reads afterwards and which the equation reads only where it writes."""
         if var in self._values:
+            new = self._values[var].number - self.argument_count
+            given = [value.number for value in self._dying_inputs(number, eqn, var, True)]
+            if given:
+                self.replaceable[new] = given
             return self._values[var]
         last = self._last_reads[var]
-        recycled = self._dying_input(number, eqn, var)
+        recycled = next(iter(self._dying_inputs(number, eqn, var, False)), None)
         if recycled is not None:
             life = self.lives[recycled.number]
             self.lives[recycled.number] = life._replace(last=last)
@@ -178,22 +185,26 @@ class Builder:
         self.lives.append(Life(max(size, 1), first, last))
         return Value(False, len(self.lives) - 1)
 
-    def _dying_input(self, number: int, eqn: Equation, var: Var) -> Value | None:
+    def _dying_inputs(
+        self, number: int, eqn: Equation, var: Var, external: bool
+    ) -> Iterator[Value]:
+        """The inputs in whose memory a result of a nest may lie: arguments, or values in the
+        arena."""
         if eqn.prim is not nest_p:
-            return None
+            return
         nest: Nest = eqn.params["nest"]
         taken = {self._values.get(v) for v in eqn.outputs}
+        taken |= {self._values.get(v) for v in self._ends}
         roots = [self._root(atom) for atom in eqn.inputs]
         for source, root in enumerate(roots):
             if not isinstance(root, Var) or self._last_reads[root] != number:
                 continue
             value = self._values[root]
-            if value.external or value in taken or roots.count(root) > 1:
+            if value.external != external or value in taken or roots.count(root) > 1:
                 continue
-            same_size = self.lives[value.number].size == var.aval.nbytes
+            same_size = root.aval.nbytes == var.aval.nbytes
             if same_size and self._may_share(nest, eqn.outputs.index(var), source):
-                return value
-        return None
+                yield value
 
     def _launch(self, number: int, eqn: Equation) -> None:
         inputs = [self._value(atom) for atom in eqn.inputs]

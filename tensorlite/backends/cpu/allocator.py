@@ -8,6 +8,7 @@ parameters of one step become those of the step after the next.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,14 @@ def empty(aval: Aval) -> np.ndarray:
         memory = np.empty(size + ALIGNMENT, np.uint8)
     block: Any = _Block(memory)
     return np.asarray(block).view(aval.dtype).reshape(aval.shape)
+
+
+def is_seen_by_none(arrays: list[np.ndarray], number: int) -> bool:
+    """Whether nobody can see the memory of an array but the tensor that holds it and the list
+    `arrays`: it is memory of ours, and nothing else refers to it or to a view of it."""
+    base = arrays[number].base
+    if type(base) is not np.ndarray or not isinstance(base.base, _Block):
+        return False
+    # Counted are here the tensor's, the list's and the call's own; then the array's, the variable's
+    # and the call's.
+    return sys.getrefcount(arrays[number]) == 3 and sys.getrefcount(base) == 3

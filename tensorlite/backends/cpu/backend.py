@@ -12,7 +12,8 @@ from ...device import Device, gather_on_one_device, lowering, lowerings_of
 from ...graph import Graph
 from ...jit import call_p
 from ...ops.creation import transfer_p
-from .executor import executable
+from .allocator import is_seen_by_none
+from .executor import compiles_natively, executable
 from .quiet import quiet
 
 
@@ -48,6 +49,9 @@ class CPU:
                 home, args = gather_on_one_device(prim, args)
                 return home.run(prim, args, params)
             buffers.append(arg.data)
+        if "donated" in params:
+            alone = tuple([i for i in params["donated"] if is_seen_by_none(buffers, i)])
+            params = {**params, "donated": alone}
         kernel = self.lowerings.get(prim) or prim.numpy_rule
         if kernel is None:
             return self._run_body(prim, args, params)
@@ -73,5 +77,12 @@ class CPU:
 
 
 @lowering(call_p, "cpu")
-def _(*buffers: np.ndarray, graph: Graph, device: Device | None = None) -> tuple[np.ndarray, ...]:
+def _(
+    *buffers: np.ndarray,
+    graph: Graph,
+    device: Device | None = None,
+    donated: tuple[int, ...] = (),
+) -> tuple[np.ndarray, ...]:
+    if donated and compiles_natively():
+        return executable(graph)(*buffers, donated=donated)
     return executable(graph)(*buffers)

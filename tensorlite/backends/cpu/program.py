@@ -58,6 +58,8 @@ class Program:
         self.results = builder.results
         self.argument_count = builder.argument_count
         self.new_avals = builder.new_avals
+        self.replaceable = builder.replaceable
+        self._replaced: dict[tuple[int, ...], dict[int, int]] = {}
         self.layout: Layout = place(builder.lives)
         launches = [x for x in self.launches if isinstance(x, Launch)]
         codes = {x.code.key(): x.code for x in launches if not isinstance(x.code, Execution)}
@@ -69,8 +71,11 @@ class Program:
         self._reshaped = [i for i, (n, shape) in enumerate(self.results) if shapes[n] != shape]
         self._idle: list[_Instance] = []
 
-    def __call__(self, *arguments: np.ndarray) -> tuple[np.ndarray, ...]:
-        buffers = self._buffers(arguments)
+    def __call__(
+        self, *arguments: np.ndarray, donated: tuple[int, ...] = ()
+    ) -> tuple[np.ndarray, ...]:
+        """The results. They may be written over the arguments that `donated` names."""
+        buffers = self._buffers(arguments, donated)
         if self.sections:
             instance = self._idle_instance()
             instance.start(buffers)
@@ -79,10 +84,12 @@ class Program:
             self._idle.append(instance)
         return self._collect(buffers)
 
-    def run_watched(self, *arguments: np.ndarray) -> tuple[np.ndarray, ...]:
+    def run_watched(
+        self, *arguments: np.ndarray, donated: tuple[int, ...] = ()
+    ) -> tuple[np.ndarray, ...]:
         """The same, equation by equation, each reported to the watchers."""
         instance = self._idle_instance()
-        buffers = self._buffers(arguments)
+        buffers = self._buffers(arguments, ())  # watchers look at arguments afterwards
         instance.start(buffers)
         device = get_device("cpu")
         for eqn, first, end in self.steps:
@@ -111,12 +118,24 @@ class Program:
         """The sections that run in Python, each one step."""
         return [s for s in self.sections if isinstance(self.launches[s[0]], HostStep)]
 
-    def _buffers(self, arguments: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    def _buffers(
+        self, arguments: tuple[np.ndarray, ...], donated: tuple[int, ...]
+    ) -> list[np.ndarray]:
         buffers = [
             a if type(a) is np.ndarray and a.flags.c_contiguous else np.require(a, None, "C")
             for a in arguments
         ]
-        buffers += [empty(aval) for aval in self.new_avals]
+        if not donated:
+            buffers += [empty(aval) for aval in self.new_avals]
+            return buffers + self.constants
+        replaced = self._replaced.get(donated)
+        if replaced is None:
+            replaced = self._replaced[donated] = _matched(self.replaceable, donated)
+        for number, aval in enumerate(self.new_avals):
+            argument = replaced.get(number)
+            buffers.append(
+                empty(aval) if argument is None else buffers[argument].reshape(aval.shape)
+            )
         return buffers + self.constants
 
     def _collect(self, buffers: list[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -124,6 +143,18 @@ class Program:
         for i in self._reshaped:
             found[i] = found[i].reshape(self.results[i].shape)
         return tuple(found)
+
+
+def _matched(replaceable: dict[int, list[int]], donated: tuple[int, ...]) -> dict[int, int]:
+    """For each result an argument that is given away and over which it may be written, if there is
+    one left; those with the least choice come first."""
+    matched: dict[int, int] = {}
+    choices = {n: [a for a in given if a in donated] for n, given in replaceable.items()}
+    for number in sorted(choices, key=lambda n: (len(choices[n]), n)):
+        left = [a for a in choices[number] if a not in matched.values()]
+        if left:
+            matched[number] = left[0]
+    return matched
 
 
 def _compiled(code: Nest | RandomBits | llvm.Scatter) -> int:
