@@ -28,8 +28,9 @@ class Backend(Protocol):
     def devices(self) -> list[Device]:
         """The devices of this backend that can be used now, in a stable order."""
 
-    def device(self, name: str) -> Device:
-        """The device of that name, which may also be part of one. ValueError if there is none."""
+    def device(self, name: str) -> Device | None:
+        """The device of that name, which may also be part of one. None if there is none, or a
+        ValueError that says more."""
 
     def from_numpy(self, array: np.ndarray, device: Device) -> Any:
         """A buffer on `device` that holds the values of `array`; it may share memory with a
@@ -133,8 +134,9 @@ def get_device(device: str | Device | None = None) -> Device:
         return device
     if isinstance(device, str):
         name = device.partition(":")[0]
-        if name in _modules:
-            return _backend(name).device(device)
+        found = _backend(name).device(device) if name in _modules else None
+        if found is not None:
+            return found
     known = ", ".join(d.name for d in devices())
     raise ValueError(f"there is no device {device!r}; this machine has {known}")
 

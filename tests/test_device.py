@@ -39,6 +39,9 @@ class Elsewhere:
     def devices(self) -> list[Device]:
         return self.all
 
+    def device(self, name: str) -> Device | None:
+        return next((device for device in self.all if device.name == name), None)
+
     def from_numpy(self, array: np.ndarray, device: Device) -> Buffer:
         self.arrived += 1
         return Buffer(np.array(array))
@@ -75,7 +78,7 @@ def test_the_cpu_is_the_first_device() -> None:
     assert {cpu: 1}[get_device("cpu")] == 1
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:1", "", 7, "opencl"])
+@pytest.mark.parametrize("name", ["gpu", "cpu:1", "", 7, "opencl:99"])
 def test_unknown_devices_are_refused_with_the_known_ones(name: Any) -> None:
     with pytest.raises(ValueError, match=rf"there is no device {name!r}; this machine has cpu"):
         get_device(name)
@@ -85,7 +88,7 @@ def test_unknown_devices_are_refused_with_the_known_ones(name: Any) -> None:
 
 def test_devices_of_a_backend_are_listed_and_found(elsewhere: Elsewhere) -> None:
     first, second = elsewhere.devices()
-    assert tl.devices()[1:] == [first, second]
+    assert tl.devices()[-2:] == [first, second]
     assert get_device("elsewhere:1") is second
     assert repr(first) == "Device('elsewhere:0', 'Pretender 0')"
 

@@ -153,7 +153,7 @@ def find(name: str) -> Found:
         raise ValueError(f"there is no device {name!r}: {why_none()}")
     number, parts, part = (int(text) if text else None for text in match.groups())
     if (number or 0) >= len(everything):
-        known = ", ".join(found.name for found in everything)
+        known = ", ".join(["cpu", *[found.name for found in everything]])
         raise ValueError(f"there is no device {name!r}; this machine has {known}")
     whole = everything[number or 0]
     return whole if parts is None else _part(whole, parts, part or 0)

@@ -35,7 +35,7 @@ def test_cpus_come_last() -> None:
         ("opencl:", "is no name of an OpenCL device; write opencl:N"),
         ("opencl:x", "is no name of an OpenCL device"),
         ("opencl:0/", "is no name of an OpenCL device"),
-        ("opencl:99", "there is no device 'opencl:99'; this machine has opencl:0"),
+        ("opencl:99", "there is no device 'opencl:99'; this machine has cpu, opencl:0"),
         ("opencl:0/0", "parts are numbered from 0, and there are 0"),
         ("opencl:0/2:2", "there is no device 'opencl:0/2:2'"),
         ("opencl:0/4096", "which cannot make 4096 parts"),
