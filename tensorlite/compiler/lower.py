@@ -28,10 +28,11 @@ import numpy as np
 
 from .. import dtypes
 from . import math as mathematics
+from . import powers
 from .loops import Instruction, Nest, Recorder, Scalar, Scalars
 
 _HALVES = (dtypes.float16, dtypes.bfloat16)
-_WIDE = ("sin", "cos", "pow")  # computed in float64 for float32
+_WIDE = ("sin", "cos")  # computed in float64 for float32
 _LIBRARY = (
     "tan",
     "asin",
@@ -49,8 +50,8 @@ def lower(nest: Nest, float64: bool = True) -> Nest:
     """`nest` in basic operations. It computes the same, up to rounding, from the same buffers.
 
     Args:
-        float64: the machine has it. Where not, what float32 functions need it for (sine, cosine and
-            general powers) is left to the machine's library.
+        float64: the machine has it. Where not, what float32 functions need it for (sine and
+            cosine) is left to the machine's library.
     """
     recorder = Recorder()
     values: list[Scalar] = []
@@ -63,7 +64,7 @@ def lower(nest: Nest, float64: bool = True) -> Nest:
             values.append(mathematics.one_plus_tanh(Scalars(recorder), sole))
             continue
         if _is_share_of_sum(nest, instruction, kept, position):
-            values.append(mathematics.share(Scalars(recorder), *args))
+            values.append(powers.share(Scalars(recorder), *args))
             continue
         if instruction.op in _WIDE and not float64 and args[0].dtype == dtypes.float32:
             values.append(_emit("library", *args, attribute=instruction.op))
@@ -174,11 +175,11 @@ def _library(name: str) -> Callable[..., Scalar]:
 def _pow(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
     exponent = y.recorder.body[y.position]
     if x.dtype.kind == "f" and exponent.op == "constant":
-        known = mathematics.known_power(k, x, exponent.attribute)
+        known = powers.known_power(k, x, exponent.attribute)
         if known is not None:
             return known
     if x.dtype == dtypes.float32:
-        return mathematics.power(k, x, y)
+        return powers.power(k, x, y)
     if x.dtype == dtypes.float64:
         return _emit("library", x, y, attribute="pow")
     if x.dtype in dtypes.UNSIGNED or x.dtype == dtypes.bool_:

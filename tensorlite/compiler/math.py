@@ -31,16 +31,16 @@ LOG2_E, LN_2 = 1 / math.log(2), math.log(2)
 def exp(k: Scalars, x: Scalar) -> Scalar:
     """e ** x."""
     form = FORMATS[x.dtype]
-    n, _, r = _whole_and_rest(k, _clamped(k, x, *form.exp_range))
-    y = 1 + (r + r * r * _polynomial(form.exp_tail, r))
+    n, _, r = whole_and_rest(k, clamped(k, x, *form.exp_range))
+    y = 1 + (r + r * r * polynomial(form.exp_tail, r))
     return x.recorder.emit("scale", (y, n), x.dtype)
 
 
 def expm1(k: Scalars, x: Scalar) -> Scalar:
     """e ** x - 1, accurate near 0."""
     form = FORMATS[x.dtype]
-    _, n, r = _whole_and_rest(k, _clamped(k, x, form.expm1_lowest, form.exp_range[1]))
-    y = r + r * r * _polynomial(form.exp_tail, r)
+    _, n, r = whole_and_rest(k, clamped(k, x, form.expm1_lowest, form.exp_range[1]))
+    y = r + r * r * polynomial(form.exp_tail, r)
     scale = _power_of_two(n - 1, form)
     return k.where(x == 0, x, 2 * (y * scale + (scale - 0.5)))
 
@@ -76,13 +76,13 @@ def tanh(k: Scalars, x: Scalar) -> Scalar:
     form = FORMATS[x.dtype]
     limit = 9.02 if x.dtype == dtypes.float32 else 22.0  # from where on it rounds to 1
     size = k.abs(x)
-    _, n, r = _whole_and_rest(k, 2 * k.where(size > limit, limit, size))
+    _, n, r = whole_and_rest(k, 2 * k.where(size > limit, limit, size))
     scale = _power_of_two(n, form)
-    y = (r + r * r * _polynomial(form.exp_tail, r)) * scale + (scale - 1)
+    y = (r + r * r * polynomial(form.exp_tail, r)) * scale + (scale - 1)
     y = y / (y + 2)
     if x.dtype == dtypes.float32:  # three roundings are too many where units are small
         z = x * x
-        y = k.where(size < 0.625, size + size * (z * _polynomial(_TANH, z)), y)
+        y = k.where(size < 0.625, size + size * (z * polynomial(_TANH, z)), y)
     return k.copysign(y, x)
 
 
@@ -120,13 +120,13 @@ _ATANH_TAIL = (
 def log(k: Scalars, x: Scalar) -> Scalar:
     """The natural logarithm."""
     form = FORMATS[x.dtype]
-    e, f, _ = _split(k, x)
+    e, f, _ = split(k, x)
     return _log_limits(k, x, _log_of_split(e, f, form.ln2))
 
 
 def log2(k: Scalars, x: Scalar) -> Scalar:
     """The logarithm to base 2."""
-    e, f, _ = _split(k, x)
+    e, f, _ = split(k, x)
     return _log_limits(k, x, e + LOG2_E * _log_of_split(0.0, f, (0.0, 0.0)))
 
 
@@ -136,7 +136,7 @@ def log10(k: Scalars, x: Scalar) -> Scalar:
     bits = 16 if x.dtype == dtypes.float32 else 42
     high = math.floor(math.log10(2) * 2.0**bits) / 2.0**bits
     low = math.log10(2) - high
-    e, f, _ = _split(k, x)
+    e, f, _ = split(k, x)
     tail = _log_of_split(0.0, f, (0.0, 0.0)) * (1 / math.log(10))
     return _log_limits(k, x, (tail + e * low) + e * high)
 
@@ -146,13 +146,13 @@ def log1p(k: Scalars, x: Scalar) -> Scalar:
     form = FORMATS[x.dtype]
     whole = 1 + x
     lost = k.where(x < 1, x - (whole - 1), 1 - (whole - x))  # of x, when 1 was added
-    e, f, exponent = _split(k, whole)
+    e, f, exponent = split(k, whole)
     lost = k.where(whole < 2.0 ** (form.mantissa + 1), lost * _power_of_two(-exponent, form), 0)
     y = _log_limits(k, whole, _log_of_split(e, f + lost, form.ln2))
     return k.where(x == 0, x, y)
 
 
-def _split(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+def split(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """(e, f, e as an integer) such that x = 2**e * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)]."""
     form = FORMATS[x.dtype]
     recorder = x.recorder
@@ -160,7 +160,7 @@ def _split(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     scaled = k.where(subnormal, x * 2.0**form.mantissa, x)
     middle = int(np.sqrt(0.5).astype(x.dtype).view(form.integer))
     bits = bitcast(scaled, form.integer) - middle
-    exponent = (bits >> form.mantissa) - k.where(subnormal, _like(bits, form.mantissa), 0)
+    exponent = (bits >> form.mantissa) - k.where(subnormal, like(bits, form.mantissa), 0)
     fraction = bitcast((bits & ((1 << form.mantissa) - 1)) + middle, x.dtype)
     return recorder.cast(exponent, x.dtype), fraction - 1, exponent
 
@@ -168,74 +168,23 @@ def _split(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
 def _log_of_split(e: Any, f: Scalar, ln2: tuple[float, float]) -> Scalar:
     square = f * f
     if f.dtype == dtypes.float32:
-        tail = f * square * _polynomial(_LOG_TAIL, f)
+        tail = f * square * polynomial(_LOG_TAIL, f)
         return ((tail + e * ln2[1]) - 0.5 * square + f) + e * ln2[0]
     s = f / (2 + f)
     z = s * s
-    tail = s * (0.5 * square + z * _polynomial(_ATANH_TAIL, z)) + e * ln2[1]
+    tail = s * (0.5 * square + z * polynomial(_ATANH_TAIL, z)) + e * ln2[1]
     return e * ln2[0] - ((0.5 * square - tail) - f)
 
 
 def _log_limits(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
     """`y`, but what a logarithm is at 0, infinity, NaN and negative `x`."""
-    outside = k.where(x == 0, _like(y, -math.inf), math.nan)
+    outside = k.where(x == 0, like(y, -math.inf), math.nan)
     return k.where(x > 0, k.where(x == math.inf, x, y), outside)
-
-
-# ---- powers --------------------------------------------------------------------------------------
 
 
 def rsqrt(k: Scalars, x: Scalar) -> Scalar:
     """1 / sqrt(x)."""
     return 1 / k.sqrt(x)
-
-
-def known_power(k: Scalars, x: Scalar, exponent: float) -> Scalar | None:
-    """x ** exponent in products, roots and quotients, within 4 units in the last place; None for
-    exponents that are not multiples of 1 / 4 up to 4."""
-    size = abs(exponent)
-    whole, quarters = int(size), int(4 * (size % 1))
-    if size > 4 or 4 * size != int(4 * size):
-        return None
-    if size == 0:
-        return x.recorder.constant(1, x.dtype)
-    inverted = exponent <= -1  # since x ** size may overflow where this does not
-    base = 1 / x if inverted else x
-    result: Any = None
-    if quarters:
-        # The root of -0.0 is -0.0, its powers are 0; those of -infinity are infinite.
-        root = k.where(x == (0 if inverted else -math.inf), math.inf, k.abs(k.sqrt(base)))
-        base = k.abs(base)
-        result = {1: k.sqrt(root), 2: root, 3: root * k.sqrt(root)}[quarters]
-    if whole:
-        square = base * base
-        product = {1: base, 2: square, 3: square * base, 4: square * square}[whole]
-        result = product if result is None else product * result
-    return 1 / result if exponent < 0 and not inverted else result
-
-
-def power(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
-    """x ** y for float32, through logarithms in float64."""
-    recorder = x.recorder
-    size = k.abs(x)
-    wide = recorder.cast(y, dtypes.float64) * log2(k, recorder.cast(size, dtypes.float64))
-    result = recorder.cast(exp(k, LN_2 * wide), x.dtype)
-    half = 0.5 * y
-    whole, even = k.floor(y) == y, k.floor(half) == half
-    signed = k.where(_negative(x) & whole & ~even, -result, result)
-    real = (x >= 0) | whole | (size == math.inf) | (x != x)
-    result = k.where(real, signed, math.nan)
-    one = (y == 0) | (x == 1) | ((x == -1) & (k.abs(y) == math.inf))
-    return k.where(one, 1, result)
-
-
-def share(k: Scalars, x: Scalar, y: Scalar) -> Scalar:
-    """x / y by way of 1 / y, which is computed once where many x have one y; within 2 units in the
-    last place. 1 / y is scaled where it would be too large or too small a number."""
-    form = FORMATS[y.dtype]
-    size, far = k.abs(y), 2.0 ** (form.bias // 2)
-    scale = k.where(size < 1 / far, _like(y, far), k.where(size > far, _like(y, 1 / far), 1))
-    return x * (1 / (y * scale)) * scale
 
 
 # ---- sine and cosine -----------------------------------------------------------------------------
@@ -301,8 +250,8 @@ def _quadrant(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar]:
 def _sine_of_quadrant(k: Scalars, quarters: Scalar, r: Scalar, shift: int) -> Scalar:
     form = FORMATS[r.dtype]
     z = r * r
-    sine = r + r * (z * _polynomial(_SINE[r.dtype], z))
-    cosine = (1 - 0.5 * z) + z * z * _polynomial(_COSINE[r.dtype], z)
+    sine = r + r * (z * polynomial(_SINE[r.dtype], z))
+    cosine = (1 - 0.5 * z) + z * z * polynomial(_COSINE[r.dtype], z)
     turns = quarters + shift
     y = k.where((turns & 1) == 1, cosine, sine)
     sign = (turns & 2) << (8 * r.dtype.itemsize - 2)
@@ -344,19 +293,19 @@ _LOG_ERFC = (  # log(1 - erf(x)) for x in [0.92, 4]
 def erf(k: Scalars, x: Scalar) -> Scalar:
     """The error function."""
     if x.dtype == dtypes.float64:
-        size = _clamped(k, k.abs(x), 0.0, 6.0)  # erf(6) is 1 in double precision
+        size = clamped(k, k.abs(x), 0.0, 6.0)  # erf(6) is 1 in double precision
         small = x * _ratio(ERF_SMALL, x * x)
         return k.where(size <= 0.5, small, k.copysign(1 - _erfc(k, size), x))
-    size = _clamped(k, k.abs(x), 0.0, 4.0)
-    small = x + x * _polynomial(_ERF, x * x)
-    large = k.copysign(1 - exp(k, _polynomial(_LOG_ERFC, size)), x)
+    size = clamped(k, k.abs(x), 0.0, 4.0)
+    small = x + x * polynomial(_ERF, x * x)
+    large = k.copysign(1 - exp(k, polynomial(_LOG_ERFC, size)), x)
     return k.where(size < 0.95, small, large)
 
 
 def _erfc(k: Scalars, size: Scalar) -> Scalar:
     """1 - erf in float64, for arguments of 0.46 and more (W. J. Cody, see `ops.special`)."""
     middle = _ratio(ERFC_MIDDLE, size)
-    safe = k.where(size < 1, _like(size, 1.0), size)
+    safe = k.where(size < 1, like(size, 1.0), size)
     inverse = 1 / (safe * safe)
     large = (1 / math.sqrt(math.pi) - inverse * _ratio(ERFC_LARGE, inverse)) / safe
     return exp(k, -size * size) * k.where(size <= 4, middle, large)
@@ -367,12 +316,12 @@ def erfinv(k: Scalars, x: Scalar) -> Scalar:
     size = k.abs(x)
     inside = size < 1
     w = k.where(inside, -log(k, (1 - x) * (1 + x)), 1.0)
-    far = k.sqrt(k.where(w < 5, _like(w, 5.0), w)) - 3
-    centre = _polynomial(ERFINV_CENTRE[::-1], w - 2.5)
-    y = size * k.where(w < 5, centre, _polynomial(ERFINV_TAIL[::-1], far))
+    far = k.sqrt(k.where(w < 5, like(w, 5.0), w)) - 3
+    centre = polynomial(ERFINV_CENTRE[::-1], w - 2.5)
+    y = size * k.where(w < 5, centre, polynomial(ERFINV_TAIL[::-1], far))
     if x.dtype == dtypes.float64:
         y = _refined_erfinv(k, y, size)
-    edge = k.where(size == 1, _like(x, math.inf), math.nan)
+    edge = k.where(size == 1, like(x, math.inf), math.nan)
     return k.copysign(k.where(inside, y, edge), x)
 
 
@@ -381,7 +330,7 @@ def _refined_erfinv(k: Scalars, y: Scalar, z: Scalar) -> Scalar:
     rest = 1 - z
     for _ in range(3):
         slope = 2 / math.sqrt(math.pi) * exp(k, -y * y)
-        complement = _erfc(k, k.where(y < 0.46, _like(y, 0.46), y))
+        complement = _erfc(k, k.where(y < 0.46, like(y, 0.46), y))
         tail = log(k, complement / rest) * complement
         y = y + k.where(z > 0.5, tail, z - erf(k, y)) / slope
     return y
@@ -395,8 +344,8 @@ def nextafter(k: Scalars, x: Scalar, y: Scalar, storage: np.dtype[Any]) -> Scala
     recorder = x.recorder
     integer = np.dtype(f"int{8 * storage.itemsize}")
     bits = bitcast(recorder.cast(x, storage), integer)
-    step = k.where((x < y) == (x > 0), _like(bits, 1), -1)
-    sign = k.where(_negative(y), _like(bits, np.iinfo(integer).min), 0)
+    step = k.where((x < y) == (x > 0), like(bits, 1), -1)
+    sign = k.where(negative(y), like(bits, np.iinfo(integer).min), 0)
     moved = k.where(x == 0, sign + 1, bits + step)
     result = recorder.cast(bitcast(moved, storage), x.dtype)
     return k.where(x == y, y, k.where((x != x) | (y != y), x + y, result))
@@ -410,22 +359,23 @@ def bitcast(x: Scalar, dtype: np.dtype[Any]) -> Scalar:
     return x.recorder.emit("bitcast", (x,), dtype)
 
 
-def _negative(x: Scalar) -> Any:
+def negative(x: Scalar) -> Any:
     """Whether the sign bit is set."""
     return bitcast(x, FORMATS[x.dtype].integer) < 0
 
 
-def _like(x: Scalar, value: Any) -> Scalar:
+def like(x: Scalar, value: Any) -> Scalar:
+    """A constant of the dtype of `x`."""
     return x.recorder.constant(value, x.dtype)
 
 
-def _clamped(k: Scalars, x: Scalar, low: float, high: float) -> Scalar:
+def clamped(k: Scalars, x: Scalar, low: float, high: float) -> Scalar:
     """`x` within [low, high]; NaN stays."""
     x = k.where(x > high, high, x)
     return k.where(x < low, low, x)
 
 
-def _whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+def whole_and_rest(k: Scalars, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """(n, n as an integer, r) such that x = n * ln(2) + r, |r| <= ln(2) / 2, n is whole."""
     form = FORMATS[x.dtype]
     shifted = x * LOG2_E + form.rounder
@@ -444,7 +394,7 @@ def _of_integer(form: Format) -> np.dtype[Any]:
     return dtypes.float32 if form.integer == dtypes.int32 else dtypes.float64
 
 
-def _polynomial(coefficients: Sequence[float], x: Scalar) -> Any:
+def polynomial(coefficients: Sequence[float], x: Scalar) -> Any:
     """The sum of coefficients[i] * x ** i."""
     y: Any = coefficients[-1]
     for c in reversed(coefficients[:-1]):
@@ -454,7 +404,7 @@ def _polynomial(coefficients: Sequence[float], x: Scalar) -> Any:
 
 def _ratio(tables: tuple[Sequence[float], Sequence[float]], x: Scalar) -> Any:
     """A quotient of polynomials whose coefficients start at the highest power."""
-    return _polynomial(tables[0][::-1], x) / _polynomial(tables[1][::-1], x)
+    return polynomial(tables[0][::-1], x) / polynomial(tables[1][::-1], x)
 
 
 EXPANSIONS: dict[str, Callable[..., Scalar]] = {

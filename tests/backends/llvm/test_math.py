@@ -144,11 +144,21 @@ def test_one_plus_tanh_is_accurate_where_tanh_is_nearly_minus_one(dtype: Any) ->
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_pow(dtype: Any) -> None:
     rng = np.random.default_rng(1)
-    x = np.exp(rng.uniform(-20, 20, 100_000)).astype(dtype)
-    y = rng.uniform(-3, 3, 100_000).astype(dtype)
-    error = units(apply("pow", x, y), reference(np.power, x, y), dtype)
-    assert error.max() <= 4
-    cases = [*SPECIAL, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5]
+    count = 100_000
+    low, high = (-149, 128) if dtype == np.float32 else (-1000, 1000)
+    near = 1 + rng.normal(size=count) * 2.0 ** rng.uniform(-20, -2, count)
+    for base, exponent in (
+        (np.exp(rng.uniform(-20, 20, count)), rng.uniform(-3, 3, count)),
+        (2.0 ** rng.uniform(low, high, count), rng.uniform(-8, 8, count)),
+        (rng.uniform(0.5, 2, count), rng.uniform(-130, 130, count)),
+        (near, rng.uniform(-1, 1, count) * 2.0 ** rng.uniform(0, 24, count)),
+    ):
+        x, y = base.astype(dtype), exponent.astype(dtype)
+        error = units(apply("pow", x, y), reference(np.power, x, y), dtype)
+        assert error.max() <= 2
+    info = np.finfo(dtype)
+    extremes = [info.max, -info.max, info.smallest_subnormal, 1 + info.eps, 1 - info.eps]
+    cases = [*SPECIAL, *extremes, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5]
     a, b = (np.ravel(m).astype(dtype) for m in np.meshgrid(cases, cases))
     with np.errstate(all="ignore"):
         want = np.power(a, b)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ....compiler import formats, loops, lower
+from ....compiler import axes, formats, loops, lower, powers
 from ....compiler import math as mathematics
 from ....compiler.axes import canonical
 from ....compiler.loops import Nest
@@ -138,7 +138,8 @@ def _sources() -> str:
     """A hash of the files that code depends on."""
     digest = hashlib.sha256()
     own = pathlib.Path(__file__).parent.glob("*.py")
-    files = [*own, *[pathlib.Path(str(m.__file__)) for m in (formats, loops, lower, mathematics)]]
+    modules = (axes, formats, loops, lower, mathematics, powers)
+    files = [*own, *[pathlib.Path(str(module.__file__)) for module in modules]]
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()
