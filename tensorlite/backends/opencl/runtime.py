@@ -2,7 +2,8 @@
 
 Devices are found when one is first asked for. They are numbered in an order that does not depend on
 the order in which drivers are installed: GPUs, then accelerators, then CPUs, each by the names of
-platform and device. `opencl:0/2:1` is the second of two equal parts of device 0.
+platform and device; equal devices stay in the order of their driver. `opencl:0/2:1` is the second
+of two equal parts of device 0.
 
 Each device has one context and one in-order queue in a process. Launches return at once; since
 they run in order, memory may be given to the next user while the last one still runs.
@@ -11,20 +12,30 @@ they run in order, memory may be given to the next user while the last one still
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import os
 import re
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from .memory import Pool, limit_of
+import numpy as np
+
+from ... import observe
+from ...origin import here
+from .pool import OUT_OF_MEMORY, Pool, Statistics, code_of, limit_of
 from .programs import Programs
 
+_import_problem = ""
 try:
     import pyopencl as cl
-except ImportError:
+except ModuleNotFoundError:
     cl: Any = None  # type: ignore[no-redef]
+    _import_problem = "PyOpenCL is not installed"
+except ImportError as error:
+    cl = None  # type: ignore[assignment]
+    _import_problem = f"PyOpenCL cannot be imported ({error})"
 
 
 class Traits(NamedTuple):
@@ -48,6 +59,9 @@ class DeviceError(RuntimeError):
     """An OpenCL device or its driver failed."""
 
 
+# ---- what there is -------------------------------------------------------------------------------
+
+
 class Found(NamedTuple):
     """A device, or a part of one, that may be opened."""
 
@@ -58,62 +72,91 @@ class Found(NamedTuple):
 
     @property
     def description(self) -> str:
-        """`PoCL 3.0 pthread-AMD EPYC, 2 units`, for people."""
+        """`AMD EPYC (Portable Computing Language), 2 units`, for people."""
         units = f"{self.traits.units} unit{'s' * (self.traits.units != 1)}"
         return f"{self.device.name.strip()} ({self.device.platform.name.strip()}), {units}"
+
+
+def find_all() -> tuple[Found, ...]:
+    """All devices, in the order of their numbers; none without PyOpenCL or a driver."""
+    return _survey().found
+
+
+def problems() -> tuple[str, ...]:
+    """What kept other devices from being found."""
+    return _survey().problems
+
+
+def why_none() -> str:
+    """Why there are no devices, and what to do."""
+    reasons = _import_problem or "; ".join(problems()) or "no OpenCL driver was found"
+    return f'{reasons}; pip install "tensorlite[opencl]" brings PyOpenCL and a driver for the CPU'
+
+
+class _Survey(NamedTuple):
+    found: tuple[Found, ...]
+    problems: tuple[str, ...]
 
 
 _KINDS = ("gpu", "accelerator", "cpu")
 
 
 @functools.cache
-def find_all() -> tuple[Found, ...]:
-    """All devices, in the order of their numbers; none without PyOpenCL or a driver."""
-    devices = sorted(_devices(), key=_rank)
-    return tuple(
-        Found(f"opencl:{number}", device, 1.0, _traits(device))
-        for number, device in enumerate(devices)
-    )
-
-
-def why_none() -> str:
-    """Why there are no devices, and what to do."""
-    why = "PyOpenCL is not installed" if cl is None else "no OpenCL driver was found"
-    return f'{why}; pip install "tensorlite[opencl]" brings PyOpenCL and a driver for the CPU'
-
-
-def _devices() -> list[Any]:
+def _survey() -> _Survey:
     if cl is None:
-        return []
+        return _Survey((), ())
     _process.check()
+    problems: list[str] = []
+    usable: list[tuple[Any, Any, Traits]] = []
     try:
         platforms = cl.get_platforms()
-    except cl.Error:  # there is no driver at all
-        return []
-    found: list[Any] = []
-    for platform in platforms:
+    except cl.Error as error:
+        none = code_of(error) == cl.status_code.PLATFORM_NOT_FOUND_KHR
+        return _Survey((), () if none else (f"OpenCL cannot start: {error}",))
+    for number, platform in enumerate(platforms):
+        # A broken driver must not hide those of others.
+        name = f"platform {number}"
         try:
-            found += platform.get_devices()
-        except cl.Error:  # a broken driver must not hide those of others
+            name = platform.name.strip()
+            seen = [_seen(device, problems) for device in platform.get_devices()]
+        except cl.Error as error:
+            if code_of(error) != cl.status_code.DEVICE_NOT_FOUND:
+                problems.append(f"the driver of {name} fails: {error}")
             continue
+        usable += [device for device in seen if device is not None]
+    usable.sort(key=lambda ranked: ranked[0])
+    found = [
+        Found(f"opencl:{number}", device, 1.0, traits)
+        for number, (_, device, traits) in enumerate(usable)
+    ]
+    return _Survey(tuple(found), tuple(problems))
+
+
+def _seen(device: Any, problems: list[str]) -> tuple[Any, Any, Traits] | None:
+    """The rank of a device among all, the device, and its traits; None if it cannot be used."""
+    name = device.name.strip()
     # Some devices, such as FPGAs, run only what was compiled ahead of time.
-    ahead = "TENSORLITE_OPENCL_KERNELS" in os.environ
-    return [d for d in found if d.available and (d.compiler_available or ahead)]
-
-
-def _rank(device: Any) -> tuple[Any, ...]:
-    return (_KINDS.index(_kind(device)), device.platform.name, device.platform.version, device.name)
-
-
-def _kind(device: Any) -> str:
-    if device.type & cl.device_type.CPU:
-        return "cpu"
-    return "gpu" if device.type & cl.device_type.GPU else "accelerator"
+    if not (device.compiler_available or os.environ.get("TENSORLITE_OPENCL_KERNELS")):
+        problems.append(
+            f"{name} has no compiler: set TENSORLITE_OPENCL_KERNELS to a folder of kernels that "
+            "were compiled ahead of time"
+        )
+        return None
+    if not device.available:
+        problems.append(f"{name} is not available now")
+        return None
+    traits = _traits(device)
+    platform = device.platform
+    rank = (_KINDS.index(traits.kind), platform.name, platform.version, device.name)
+    return rank, device, traits
 
 
 def _traits(device: Any) -> Traits:
     extensions = device.extensions.split()
-    kind = _kind(device)
+    if device.type & cl.device_type.CPU:
+        kind = "cpu"
+    else:
+        kind = "gpu" if device.type & cl.device_type.GPU else "accelerator"
     local = device.local_mem_type == cl.device_local_mem_type.LOCAL
     identity = (device.platform.name, device.platform.version, device.name, device.driver_version)
     return Traits(
@@ -132,6 +175,8 @@ def _traits(device: Any) -> Traits:
     )
 
 
+# ---- names ---------------------------------------------------------------------------------------
+
 _NAME = re.compile(r"opencl(?::(\d+)(?:/(\d+)(?::(\d+))?)?)?")
 
 
@@ -141,6 +186,8 @@ def find(name: str) -> Found:
 
     Raises:
         ValueError: there is none; the message says what there is, and how names are written.
+        DeviceError: the driver cannot make the part, or this process was forked from one that uses
+            OpenCL.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -154,7 +201,8 @@ def find(name: str) -> Found:
     number, parts, part = (int(text) if text else None for text in match.groups())
     if (number or 0) >= len(everything):
         known = ", ".join(["cpu", *[found.name for found in everything]])
-        raise ValueError(f"there is no device {name!r}; this machine has {known}")
+        others = "".join(f"; {problem}" for problem in problems())
+        raise ValueError(f"there is no device {name!r}; this machine has {known}{others}")
     whole = everything[number or 0]
     return whole if parts is None else _part(whole, parts, part or 0)
 
@@ -175,13 +223,21 @@ def _part(whole: Found, parts: int, part: int) -> Found:
                 f"there is no device {written!r}: {whole.name} has {traits.units} compute units, "
                 f"which cannot make {parts} parts"
             )
-        device = device.create_sub_devices([cl.device_partition_property.EQUALLY, units])[part]
+        _process.check()
+        try:
+            device = device.create_sub_devices([cl.device_partition_property.EQUALLY, units])[part]
+        except cl.Error as error:
+            raise DeviceError(f"{whole.name} cannot be divided by {parts}: {error}") from error
         traits = traits._replace(units=units)
     return Found(written, device, 1 / parts, traits)
 
 
+# ---- devices at work -----------------------------------------------------------------------------
+
+
 class _Process:
-    """Drivers have threads, which a forked child does not inherit."""
+    """The process that uses OpenCL. Drivers have threads, which a forked child does not inherit:
+    there it would wait for them for ever."""
 
     def __init__(self) -> None:
         self._owner: int | None = None
@@ -195,10 +251,14 @@ class _Process:
         if self._owner is None:
             self._owner = os.getpid()
         elif self._owner != os.getpid():
-            raise DeviceError(
-                "OpenCL was used before this process was forked, and drivers do not survive a "
-                "fork; start the process by spawn, or ask for devices in the child only"
-            )
+            _refuse()
+
+
+def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    raise DeviceError(
+        "OpenCL was used before this process was forked, and drivers do not survive a fork; "
+        "start the process by spawn, or ask for devices in the child only"
+    )
 
 
 _process = _Process()
@@ -213,11 +273,15 @@ class Runtime:
         self.traits = found.traits
         self.device = found.device
         self.context = cl.Context([found.device])
-        self.queue = cl.CommandQueue(self.context)
+        # By default it would be for the first device of the context, which PoCL says is the whole
+        # even where the context is that of a part.
+        self.queue = cl.CommandQueue(self.context, found.device)
         self.programs = Programs(self.context, found.device, found.traits.key)
         self.pool = Pool(self, limit_of(found.name, found.device.global_mem_size, found.share))
+        self.waits = os.environ.get("TENSORLITE_OPENCL_SYNC", "") not in ("", "0")
         self._recent: collections.deque[tuple[Any, str]] = collections.deque(maxlen=256)
-        self.waits = bool(os.environ.get("TENSORLITE_OPENCL_SYNC"))
+        self._uploads: collections.deque[Any] = collections.deque()
+        self._uploading = threading.Lock()
 
     def enqueue(
         self,
@@ -228,36 +292,116 @@ class Runtime:
     ) -> None:
         """Launch a kernel whose arguments are set, behind everything launched before.
 
+        With TENSORLITE_OPENCL_SYNC=1, and while somebody watches (profiles, debugs), it is waited
+        for.
+
         Raises:
             DeviceError: the device refuses it. What fails later is raised where the host waits,
                 with the label of the launch that failed.
+            DeviceMemoryError: the device has no memory left to run it.
         """
         try:
             event = cl.enqueue_nd_range_kernel(self.queue, kernel, global_size, local_size)
         except cl.Error as error:
-            sizes = f"global size {global_size}, local size {local_size}"
-            raise self.failure(f"{label}: kernel {kernel.function_name}, {sizes}", error) from error
+            event = self._enqueue_again(error, kernel, global_size, local_size, label)
         self._recent.append((event, label))
-        if self.waits:
+        if self.waits or observe.watchers:
             self.wait(event.wait)
+
+    def upload(self, target: Any, source: np.ndarray) -> None:
+        """Copy the bytes of `source`, which nobody changes any more, to the buffer `target` behind
+        everything launched before, without waiting for that."""
+        event = self.wait(lambda: cl.enqueue_copy(self.queue, target, source, is_blocking=False))
+        # PyOpenCL's event keeps the source, and waits for the copy when it is dropped.
+        with self._uploading:
+            uploads = self._uploads
+            uploads.append(event)
+            while uploads and (len(uploads) > _UPLOADS or _is_over(uploads[0])):
+                uploads.popleft()
+
+    def is_idle(self) -> bool:
+        """Whether everything that was launched is over; a guess while other threads launch."""
+        try:
+            last = self._recent[-1][0]
+        except IndexError:
+            return True
+        return _is_over(last)
 
     def finish(self) -> None:
         """Wait for everything that was launched."""
         self.wait(self.queue.finish)
 
     def wait(self, action: Callable[[], Any]) -> Any:
-        """Run an action that waits; if something has failed, say which operation it was."""
+        """Run an action that waits; if something has failed, say which operation it was.
+
+        Raises:
+            DeviceError: the action, or what was launched before it, has failed.
+        """
         try:
             return action()
         except cl.Error as error:
-            for event, label in self._recent:
-                if event.command_execution_status < 0:
-                    raise self.failure(label, error) from error
-            raise self.failure("an unknown operation", error) from error
+            launched = list(self._recent)
+            self._recent.clear()
+            failed = [label for event, label in launched if event.command_execution_status < 0]
+            raise self.failure(failed[0] if failed else "waiting", error) from error
+
+    def unmap(self, mapping: Any) -> None:
+        """Give back the mapping of a buffer to the host."""
+        mapping.release(self.queue)
 
     def failure(self, what: str, error: Exception) -> DeviceError:
-        """The error to raise when `what` has failed."""
-        return DeviceError(f"{what} failed on {self.name} ({self.traits.key}): {error}")
+        """The error to raise when `what` has failed. It says at which line of the user's that was
+        noticed."""
+        text = f"{what} failed on {self.name} ({self.traits.key}): {error}"
+        line = here()
+        if line is not None:
+            text += f"\n  noticed at {line}"
+        if not self.waits:
+            text += "\n  TENSORLITE_OPENCL_SYNC=1 waits for each launch and notices failures there"
+        return DeviceError(text)
+
+    def abandon(self) -> None:
+        """Refuse to work any more: this is the child of the process that uses the device."""
+        methods = {
+            self: ("enqueue", "upload", "finish", "wait"),
+            self.pool: ("allocate", "trim", "statistics"),
+            self.programs: ("kernel",),
+        }
+        for owner, names in methods.items():
+            for name in names:
+                setattr(owner, name, _refuse)
+        # Dropped objects would ask the driver to let them go. They stay until the child ends.
+        _abandoned.append((self, *self._recent, *self._uploads))
+        self.unmap = _abandoned.append  # type: ignore[method-assign,assignment]
+
+    def _enqueue_again(
+        self,
+        error: Any,
+        kernel: Any,
+        global_size: tuple[int, ...],
+        local_size: tuple[int, ...] | None,
+        label: str,
+    ) -> Any:
+        """Try once more if it was for lack of memory."""
+        sizes = f"global size {global_size}, local size {local_size}"
+        what = f"{label}: kernel {kernel.function_name}, {sizes}"
+        if code_of(error) not in OUT_OF_MEMORY:
+            raise self.failure(what, error) from error
+        self.pool.trim()
+        try:
+            return cl.enqueue_nd_range_kernel(self.queue, kernel, global_size, local_size)
+        except cl.Error as again:
+            if code_of(again) == cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE:
+                raise self.pool.exhausted(f"{what}: {self.name} has no memory left") from again
+            raise self.failure(what, again) from again
+
+
+_UPLOADS = 16  # copies from the host that may be under way
+_abandoned: list[Any] = []
+
+
+def _is_over(event: Any) -> bool:
+    return event.command_execution_status <= 0
 
 
 _runtimes: dict[str, Runtime] = {}
@@ -272,6 +416,28 @@ def runtime(name: str) -> Runtime:
             found = _runtimes.get(name)
             if found is None:
                 found = _runtimes[name] = Runtime(find(name))
-    elif _process._owner != os.getpid():
-        _process.check()
     return found
+
+
+def memory_statistics(device: str = "opencl:0") -> Statistics:
+    """How much of a device's memory is in use, and for what.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    return runtime(find(str(device)).name).pool.statistics()
+
+
+def _before_fork() -> None:
+    # What runs now holds locks of the driver, which would stay locked in the child.
+    for found in list(_runtimes.values()):
+        with contextlib.suppress(cl.Error):
+            found.queue.finish()
+
+
+def _after_fork_in_child() -> None:
+    for found in list(_runtimes.values()):
+        found.abandon()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
