@@ -19,7 +19,7 @@ from tensorlite.ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
 from tensorlite.ops.linalg import matmul_p
 from tests.backends.opencl.plans import run_plan
 
-PLANNERS = {
+PLANNERS: dict[Any, Any] = {
     matmul_p: products.plan_matmul,
     transposed_matmul_p: products.plan_matmul,
     conv_p: products.plan_conv,

@@ -37,9 +37,6 @@ class Block(NamedTuple):
         return self.rows // self.item_rows * (self.columns // self.item_columns)
 
 
-SMALL = Block(64, 64, 16, 4, 4)
-
-
 def fitted(block: Block, traits: Traits, rows: int, columns: int, number: Number) -> Block:
     """A block that the device can hold and that wastes little on so few rows or columns."""
     while block.columns > 16 and block.columns // 2 >= columns:
@@ -204,7 +201,7 @@ for (int step = sum_first; step < sum_end; step += {block.depth}) {{
 {indented(self._load(self._a, f"step + {block.depth}"), 4)}
 {indented(self._load(self._b, f"step + {block.depth}"), 4)}
   }}
-  #pragma unroll
+  #pragma unroll 4
   for (int k = 0; k < {block.depth}; ++k) {{
 {indented(self._multiply(), 4)}
   }}

@@ -11,7 +11,6 @@ from .contraction import Contraction, Digit
 from .epilogue import Operation
 
 FIRST, SECOND, RESULT = Ref("input", 0), Ref("input", 1), Ref("output", 0)
-OPTIONS = "-cl-mad-enable"
 INT_MAX = 2**31 - 1
 
 
@@ -51,7 +50,7 @@ class Draft:
         """Append a launch."""
         scalars.check(source)
         values = tuple(scalars.values.values())
-        kernel = Kernel(source.name, source.text, global_size, local_size, values, OPTIONS)
+        kernel = Kernel(source.name, source.text, global_size, local_size, values)
         self._calls.append(Call(kernel, tuple(buffers)))
 
 

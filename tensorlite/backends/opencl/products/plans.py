@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 
 from .... import dtypes
 from ....compiler.launches import Plan
 from ....core import Aval
 from ....ops.window import Window
-from ..runtime import Traits
+from ..runtime import Traits, find_all, runtime
 from . import conv, matmul, points
 from .blocks import Block, plan_blocks
+from .choices import default, known
 from .contraction import Contraction
 from .draft import Draft, Unsupported
 from .epilogue import Epilogue, resolve
 from .problem import Problem
 from .tiles import Tile, plan_tiles
-from .tuned import chosen
 from .types import SUPPORTED
 
 
@@ -92,16 +93,36 @@ def plan_conv_weight_grad(
 
 def plan(traits: Traits, problem: Problem) -> Plan | None:
     """How a device computes a problem, by what has been tuned for it; None as in `plan_matmul`."""
-    return plan_with(traits, problem, chosen(traits, problem))
+    if not _has_kernels(traits, problem):
+        return None
+    first = contractions(problem)[0]
+    choice = known(traits, problem, first)
+    if choice is None and os.environ.get("TENSORLITE_TUNE") == "1":
+        choice = _tuned(traits, problem)
+    return plan_with(traits, problem, choice or default(traits, first))
+
+
+def _tuned(traits: Traits, problem: Problem) -> Tile | Block | None:
+    """What a search finds for a problem now, if the device is one of this machine's."""
+    from .tune import tune  # which plans, too
+
+    name = next((found.name for found in find_all() if found.traits == traits), None)
+    if name is None:
+        return None
+    return next(iter(tune(runtime(name), [problem]).values()), None)
+
+
+def _has_kernels(traits: Traits, problem: Problem) -> bool:
+    avals = (*problem.inputs, problem.out)
+    if any(aval.size == 0 or aval.dtype not in SUPPORTED for aval in avals):
+        return False
+    return traits.float64 or all(aval.dtype != dtypes.float64 for aval in avals)
 
 
 @functools.lru_cache(maxsize=4096)
 def plan_with(traits: Traits, problem: Problem, choice: Tile | Block) -> Plan | None:
     """The same with given tiles: a `Tile` makes kernels for CPUs, a `Block` for GPUs."""
-    avals = (*problem.inputs, problem.out)
-    if any(aval.size == 0 or aval.dtype not in SUPPORTED for aval in avals):
-        return None
-    if any(aval.dtype == dtypes.float64 for aval in avals) and not traits.float64:
+    if not _has_kernels(traits, problem):
         return None
     steps = resolve(problem.epilogue, problem.inputs, problem.out)
     if steps is None:

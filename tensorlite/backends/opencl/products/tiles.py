@@ -50,9 +50,9 @@ from .types import Number, preamble
 class Tile(NamedTuple):
     """What a CPU kernel may be tuned by."""
 
-    rows: int  # of a tile
-    vectors: int  # of a row of a tile
-    lanes: int  # of a vector
+    rows: int = 5  # of a tile
+    vectors: int = 2  # of a row of a tile
+    lanes: int = 8  # of a vector of float32; half as many of what is twice as wide
     depth: int = 256  # steps of the sum in a chunk
     packed: bool = True  # whether a matrix of contiguous rows is copied to panels nevertheless
     block: int = 256  # rows of a work-item
@@ -78,7 +78,8 @@ def plan_tiles(
     contraction, (a_place, b_place) = _turned(contraction)
     lane = _lane(contraction)
     column = Digit(1, c=1) if lane is None else digits(contraction, [lane])[0]
-    tile = fitted(tile, column.size, contraction.count("row"))
+    number, size_c = Number(contraction.c.dtype), contraction.c.size
+    tile = fitted(tile, column.size, contraction.count("row"), number)
     contraction, a_place = _ready(draft, contraction, a_place, lane, tile)
     rows = merged(digits(contraction, contraction.of_role("row")), "ac")
     sums = digits(contraction, contraction.of_role("sum"))
@@ -89,7 +90,6 @@ def plan_tiles(
         panels, batches = _panels(draft, contraction, b_place, column, sums, batches, tile)
     in_panels = panels.place != b_place
     batches = merged(batches, "abc")
-    number, size_c = Number(contraction.c.dtype), contraction.c.size
     # Sums that wait elsewhere than in the result wait in a copy of all of it.
     depth = tile.depth if is_whole or number.is_plain else max(_size(sums), 1)
     chunks = _chunks(merged(sums, "a" if in_panels else "ab"), depth)
@@ -167,9 +167,10 @@ def _lane(contraction: Contraction) -> Index | None:
     return None
 
 
-def fitted(tile: Tile, columns: int, rows: int) -> Tile:
+def fitted(tile: Tile, columns: int, rows: int, number: Number) -> Tile:
     """A tile that wastes little on so few columns or rows."""
     lanes, vectors, high = tile.lanes, tile.vectors, tile.rows
+    lanes = max(1, lanes * 4 // number.accumulator.itemsize)
     while lanes > 1 and lanes // 2 >= columns:
         lanes //= 2
     vectors = min(vectors, -(-columns // lanes))
