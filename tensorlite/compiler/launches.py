@@ -26,10 +26,11 @@ Kernel = Callable[..., Any]
 
 
 class Ref(NamedTuple):
-    """A buffer of a plan."""
+    """A buffer of a plan, from `offset` bytes on."""
 
     kind: Literal["input", "output", "temporary"]
     place: int
+    offset: int = 0
 
 
 class Call(NamedTuple):
@@ -49,10 +50,12 @@ class Plan(NamedTuple):
 
 
 class Value(NamedTuple):
-    """Memory that launches read and write: a buffer of the caller's, or a place in the arena."""
+    """Memory that launches read and write: a buffer of the caller's, or a place in the arena, from
+    `offset` bytes on."""
 
     external: bool
     number: int
+    offset: int = 0
 
 
 class Launch(NamedTuple):
@@ -226,8 +229,12 @@ class Builder:
             "temporary": [self._new(size, number, number) for size in plan.temporaries],
         }
         for code, arguments in plan.calls:
-            values = tuple(places[ref.kind][ref.place] for ref in arguments)
+            values = tuple(_behind(places[kind][place], n) for kind, place, n in arguments)
             self.launches.append(Launch(plan.op, code, values))
+
+
+def _behind(value: Value, offset: int) -> Value:
+    return value._replace(offset=value.offset + offset) if offset else value
 
 
 _ALIASES = (reshape_p, stop_gradient_p, barrier_p)

@@ -21,8 +21,9 @@ LAUNCH = np.dtype(
     [("kind", "<i4"), ("count", "<i4"), ("target", "<u8"), ("arguments", "<u8")], align=True
 )
 NEST, ONEDNN = 0, 1
-# One line of a table of what `bind` writes: where, and the number of the buffer.
-PATCH = np.dtype([("target", "<u8"), ("buffer", "<u8")])
+# One line of a table of what `bind` writes: where, the number of the buffer, and bytes behind its
+# start.
+PATCH = np.dtype([("target", "<u8"), ("buffer", "<u8"), ("offset", "<u8")])
 
 _IR = """
 ; Runs launches first to end - 1. Returns -1, or the number of a launch whose primitive failed,
@@ -75,13 +76,16 @@ cell.head:
   %more.cells = icmp slt i64 %i, %cell.count
   br i1 %more.cells, label %cell.body, label %memory.head
 cell.body:
-  %cell = getelementptr { ptr, i64 }, ptr %cells, i64 %i
+  %cell = getelementptr { ptr, i64, i64 }, ptr %cells, i64 %i
   %cell.target = load ptr, ptr %cell
-  %cell.number.at = getelementptr { ptr, i64 }, ptr %cell, i64 0, i32 1
+  %cell.number.at = getelementptr { ptr, i64, i64 }, ptr %cell, i64 0, i32 1
   %cell.number = load i64, ptr %cell.number.at
   %cell.buffer = getelementptr ptr, ptr %buffers, i64 %cell.number
   %cell.place = load ptr, ptr %cell.buffer
-  %cell.pointer = load ptr, ptr %cell.place
+  %cell.start = load ptr, ptr %cell.place
+  %cell.offset.at = getelementptr { ptr, i64, i64 }, ptr %cell, i64 0, i32 2
+  %cell.offset = load i64, ptr %cell.offset.at
+  %cell.pointer = getelementptr i8, ptr %cell.start, i64 %cell.offset
   store ptr %cell.pointer, ptr %cell.target
   %i.next = add i64 %i, 1
   br label %cell.head
@@ -90,13 +94,16 @@ memory.head:
   %more.memories = icmp slt i64 %j, %memory.count
   br i1 %more.memories, label %memory.body, label %done
 memory.body:
-  %memory = getelementptr { ptr, i64 }, ptr %memories, i64 %j
+  %memory = getelementptr { ptr, i64, i64 }, ptr %memories, i64 %j
   %memory.target = load ptr, ptr %memory
-  %memory.number.at = getelementptr { ptr, i64 }, ptr %memory, i64 0, i32 1
+  %memory.number.at = getelementptr { ptr, i64, i64 }, ptr %memory, i64 0, i32 1
   %memory.number = load i64, ptr %memory.number.at
   %memory.buffer = getelementptr ptr, ptr %buffers, i64 %memory.number
   %memory.place = load ptr, ptr %memory.buffer
-  %memory.pointer = load ptr, ptr %memory.place
+  %memory.start = load ptr, ptr %memory.place
+  %memory.offset.at = getelementptr { ptr, i64, i64 }, ptr %memory, i64 0, i32 2
+  %memory.offset = load i64, ptr %memory.offset.at
+  %memory.pointer = getelementptr i8, ptr %memory.start, i64 %memory.offset
   call i32 %set.handle(ptr %memory.target, ptr %memory.pointer)
   %j.next = add i64 %j, 1
   br label %memory.head

@@ -189,8 +189,8 @@ class _Instance:
         self._base = -(-_address(self._arena) // ALIGNMENT) * ALIGNMENT
         self._table = np.zeros(len(program.launches), native.LAUNCH)
         self._keep: list[Any] = []  # what the tables point to
-        self._cells: list[tuple[int, int]] = []
-        self._memories: list[tuple[int, int]] = []
+        self._cells: list[tuple[int, int, int]] = []
+        self._memories: list[tuple[int, int, int]] = []
         uses_onednn = False
         for line, launch in enumerate(program.launches):
             if isinstance(launch, HostStep):
@@ -204,8 +204,11 @@ class _Instance:
                 arguments = self._arguments(launch)
                 count, at = len(launch.values), ctypes.addressof(arguments)
                 self._table[line] = (native.ONEDNN, count, launch.code.call.primitive, at)
-        self._cell_table = np.array(self._cells, np.uint64).reshape(-1, 2)
-        self._memory_table = np.array(self._memories, np.uint64).reshape(-1, 2)
+        patches = [np.array(lines, native.PATCH) for lines in (self._cells, self._memories)]
+        self._keep += patches
+        # Asking an array for its address takes microseconds.
+        self._table_at = _address(self._table)
+        self._cells_at, self._memories_at = map(_address, patches)
         count = program.argument_count + len(program.new_avals) + len(program.constants)
         self._externals = native.Pointers(count)
         self._drive, self._bind = native.functions()
@@ -218,14 +221,16 @@ class _Instance:
 
     def _at(self, value: Value) -> int:
         """The address of a value in the arena; 0 for a buffer, which `bind` writes."""
-        return 0 if value.external else self._base + self._program.layout.offsets[value.number]
+        if value.external:
+            return 0
+        return self._base + self._program.layout.offsets[value.number] + value.offset
 
     def _pointers(self, values: tuple[Value, ...]) -> np.ndarray:
         cells = np.array([self._at(value) for value in values], np.uint64)
         start = _address(cells)
         for i, value in enumerate(values):
             if value.external:
-                self._cells.append((start + 8 * i, value.number))
+                self._cells.append((start + 8 * i, value.number, value.offset))
         self._keep.append(cells)
         return cells
 
@@ -237,7 +242,7 @@ class _Instance:
             self._keep.append(handle)
             slot.number, slot.memory = argument.number, handle.value
             if value.external:
-                self._memories.append((handle.value, value.number))
+                self._memories.append((handle.value, value.number, value.offset))
         self._keep.append(array)
         return array
 
@@ -246,9 +251,9 @@ class _Instance:
         num_threads()  # tells OpenMP, which keeps this for each calling thread
         self._externals.set(buffers)
         self._bind(
-            _address(self._cell_table),
+            self._cells_at,
             len(self._cells),
-            _address(self._memory_table),
+            self._memories_at,
             len(self._memories),
             self._externals.table,
             self._set_handle,
@@ -260,7 +265,7 @@ class _Instance:
         if isinstance(launch, HostStep):
             self._run_python(launch, buffers)
             return
-        failed = self._drive(_address(self._table), first, end, self._execute, self._stream)
+        failed = self._drive(self._table_at, first, end, self._execute, self._stream)
         if failed >= 0:
             number, status = native.describe_failure(failed)
             culprit = self._program.launches[number]

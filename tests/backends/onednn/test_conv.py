@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 from tensorlite import dtypes
-from tensorlite.backends.cpu.onednn import Epilogue
+from tensorlite.backends.cpu.onednn import Epilogue, plan
+from tensorlite.core import Aval
 from tensorlite.ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
 from tensorlite.ops.window import Window
 from tests.backends.onednn.cases import CHANNELS, DTYPES, close, numbers, planned, windows
@@ -99,6 +100,38 @@ def case(
 )
 def test_usual_convolutions_have_all_three_kernels(kind: dict[str, Any], dtype: Any) -> None:
     assert check_all(*case(**kind, dtype=dtype)) == [True, True, True]
+
+
+SMALL: list[dict[str, Any]] = [
+    {"x": (3, 2, 2, 256), "out": 300, "sizes": (3, 3), "padding": 1},
+    {"x": (5, 1, 1, 300), "out": 256, "sizes": (3, 3), "padding": 1},
+    {"x": (1, 2, 2, 256), "out": 256, "sizes": (5, 5), "padding": 2},
+    {"x": (2, 2, 3, 256), "out": 256, "sizes": (3, 5), "padding": (1, 1)},
+    {"x": (3, 4, 4, 256), "out": 256, "sizes": (3, 3), "padding": 1},
+    {"x": (2, 3, 3, 256), "out": 256, "sizes": (3, 3), "padding": 2, "dilation": 2},
+    {"x": (2, 2, 256), "out": 256, "sizes": (3,), "padding": 1},
+    {"x": (2, 2, 2, 2, 256), "out": 256, "sizes": (3, 3, 3), "padding": 1},
+    {"x": (2, 4, 4, 256), "out": 256, "sizes": (3, 3), "padding": 1, "stride": 2},
+    {"x": (2, 2, 2, 256), "out": 256, "sizes": (3, 3), "padding": (2, 0)},
+]
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", SMALL, ids=lambda kind: "x".join(map(str, kind["x"])))
+def test_small_images_of_many_channels(kind: dict[str, Any], dtype: Any) -> None:
+    assert check_all(*case(**kind, dtype=dtype)) == [True, True, True]
+
+
+def test_small_images_are_products_of_pixels() -> None:
+    x, w, g, window = case((3, 2, 2, 256), 256, (3, 3), padding=1)
+    params = {"window": window}
+    avals = [Aval(a.shape, a.dtype) for a in (x, w, g)]
+    found = plan(conv_p, avals[:2], avals[2:], params)
+    assert found is not None
+    # The central cell, one for each of four corners, two for each row above and below and one for
+    # each column beside it.
+    assert len(found.calls) == 1 + 4 + 2 * 2 + 2 * 1
+    assert plan(conv_p, avals[:2], avals[2:], params, epilogue=(("relu",),)) is None
 
 
 def test_narrow_images_in_bfloat16_are_left_to_numpy() -> None:

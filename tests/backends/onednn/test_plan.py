@@ -10,6 +10,7 @@ import tensorlite as tl
 from tensorlite import dtypes
 from tensorlite.backends.cpu.onednn import plan, run
 from tensorlite.backends.cpu.onednn.plan import _planned, enough_threads
+from tensorlite.compiler.launches import Ref
 from tensorlite.core import Aval, primitives
 from tensorlite.ops.conv import conv_p
 from tensorlite.ops.linalg import matmul_p
@@ -24,11 +25,11 @@ def test_a_plan_names_its_buffers_and_brings_kernels_into_their_layout() -> None
     found = plan(conv_p, (X, W), (Y,), {"window": WINDOW})
     assert found is not None
     reorder, convolution = found.calls
-    assert [a.ref for a in reorder.arguments] == [("input", 1), ("temporary", 0)]
+    assert [a.ref for a in reorder.arguments] == [Ref("input", 1), Ref("temporary", 0)]
     refs = {a.number: a.ref for a in convolution.arguments}
-    assert refs[1] == ("input", 0)
-    assert refs[33] == ("temporary", 0)
-    assert refs[17] == ("output", 0)
+    assert refs[1] == Ref("input", 0)
+    assert refs[33] == Ref("temporary", 0)
+    assert refs[17] == Ref("output", 0)
     assert found.temporaries[0] >= 4 * W.size
     used = {a.ref.place for c in found.calls for a in c.arguments if a.ref.kind == "temporary"}
     assert used == set(range(len(found.temporaries)))

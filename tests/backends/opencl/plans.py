@@ -27,7 +27,7 @@ def run_plan(
     places = {"input": sources, "output": targets, "temporary": temporaries}
     for code, refs in plan.calls:
         kernel = at.programs.kernel(code)
-        buffers = [places[kind][place].memory for kind, place in refs]
+        buffers = [places[ref.kind][ref.place].memory for ref in refs]
         kernel.set_args(*buffers, *[np.int32(s) for s in code.scalars])
         at.enqueue(kernel, code.global_size, code.local_size, code.name)
     for array, target in zip(outputs, targets, strict=True):

@@ -17,7 +17,7 @@ from ....compiler.launches import Ref
 from ....core import Aval
 from ....ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
 from ....ops.window import Window
-from . import memory
+from . import memory, small_images
 from .epilogue import attach
 from .memory import Desc, Sizes, integers
 from .plan import Draft, Epilogue, planner
@@ -79,6 +79,9 @@ def _(
     epilogue: Epilogue,
 ) -> None:
     x, w, y = in_avals[0], in_avals[1], out_avals[0]
+    if small_images.suits(x, y, params["window"]):
+        small_images.plan_conv(draft, x, w, y, params["window"], epilogue)
+        return
     each = _Images(x.shape, w.shape, y.shape, x.dtype, params["window"])
     bias, epilogue = _split_bias(draft, epilogue, in_avals, y)
     order = (0, y.ndim - 1, *range(1, y.ndim - 1))
@@ -121,6 +124,9 @@ def _(
 ) -> None:
     draft.no_epilogue(epilogue)
     g, w, x = in_avals[0], in_avals[1], out_avals[0]
+    if small_images.suits(x, g, params["window"]):
+        small_images.plan_input_grad(draft, g, w, x, params["window"])
+        return
     each = _Images(x.shape, w.shape, g.shape, g.dtype, params["window"])
     desc = describe(
         draft.op,
@@ -150,6 +156,9 @@ def _(
     if x.dtype != dtypes.float32 and x.shape[-2] < params["window"].strides[-1]:
         # oneDNN 3.2 gives wrong sums in bfloat16 where an image is narrower than the stride.
         raise draft.unsupported("images narrower than the stride")
+    if not epilogue and small_images.suits(x, g, params["window"], weights=True):
+        small_images.plan_weight_grad(draft, x, g, w, params["window"])
+        return
     each = _Images(x.shape, w.shape, g.shape, x.dtype, params["window"])
     bias = [
         (ARG_DIFF_BIAS, memory.of_array(aval.shape, aval.dtype), Ref("output", 1))

@@ -98,6 +98,22 @@ def free(dims: Sizes, dtype: np.dtype[Any]) -> Desc:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def part(shape: Sizes, dtype: np.dtype[Any], starts: Sizes, counts: Sizes) -> Desc:
+    """The box of `counts` elements from `starts` on in a C-contiguous array, whose memory is
+    passed."""
+    whole = of_array(shape, dtype)
+    return Desc(
+        library().create(
+            "memory",
+            "memory_desc_create_submemory",
+            whole.value,
+            integers(counts),
+            integers(starts),
+        )
+    )
+
+
 def clone(desc: int) -> Desc:
     """A descriptor of one's own, like one that a primitive descriptor holds."""
     return Desc(library().create("memory", "memory_desc_clone", desc))

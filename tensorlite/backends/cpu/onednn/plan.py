@@ -320,7 +320,8 @@ class _Prepared:
         self._offsets, self._size = _offsets(plan.temporaries)
         self._arena = 0
         self._owned: list[Handle] = []
-        self._places: dict[str, list[tuple[int, int]]] = {
+        # Of each kind of buffer: memory objects, the number of the buffer, bytes behind its start.
+        self._places: dict[str, list[tuple[int, int, int]]] = {
             kind: [] for kind in ("input", "output", "temporary")
         }
         self._calls = [(c.primitive, len(c.arguments), self._arguments(c)) for c in plan.calls]
@@ -331,19 +332,19 @@ class _Prepared:
             handle = make_memory(desc, 0)
             self._owned.append(handle)
             slot.number, slot.memory = number, handle.value
-            self._places[ref.kind].append((handle.value, ref.place))
+            self._places[ref.kind].append((handle.value, ref.place, ref.offset))
         return array
 
     def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-        for handle, index in self._places["input"]:
-            self._move(handle, inputs[index].ctypes.data)
-        for handle, index in self._places["output"]:
-            self._move(handle, outputs[index].ctypes.data)
+        for handle, index, offset in self._places["input"]:
+            self._move(handle, inputs[index].ctypes.data + offset)
+        for handle, index, offset in self._places["output"]:
+            self._move(handle, outputs[index].ctypes.data + offset)
         if self._size:
             arena = _scratch.at_least(self._size)
             if arena != self._arena:
-                for handle, index in self._places["temporary"]:
-                    self._move(handle, arena + self._offsets[index])
+                for handle, index, offset in self._places["temporary"]:
+                    self._move(handle, arena + self._offsets[index] + offset)
                 self._arena = arena
         for primitive, count, arguments in self._calls:
             status = self._execute(primitive, self._stream, count, arguments)

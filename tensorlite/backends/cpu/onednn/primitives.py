@@ -52,6 +52,10 @@ class Attributes:
         """Append a function of one number."""
         self._append("eltwise", algorithm, alpha, beta)
 
+    def sum(self) -> None:
+        """Append that the result is added to what is there."""
+        self._append("sum", 1.0, 0, 0)
+
     def binary(self, algorithm: int, operand: Desc) -> int:
         """Append an operation with a second operand; its argument number."""
         self._append("binary", algorithm, operand.value)

@@ -84,7 +84,7 @@ class Trial:
         self.launches = []
         for code, refs in plan.calls:
             kernel = at.programs.kernel(code)
-            buffers = [self._places[kind][place].memory for kind, place in refs]
+            buffers = [self._places[ref.kind][ref.place].memory for ref in refs]
             kernel.set_args(*buffers, *[np.int32(s) for s in code.scalars])
             self.launches.append((kernel, code.global_size, code.local_size, code.name))
 
