@@ -103,14 +103,15 @@ def adamw(
         count = count + 1
         m = {name: b1 * old_m[name] + (1 - b1) * g for name, g in gradients.items()}
         v = {name: b2 * old_v[name] + (1 - b2) * square(g) for name, g in gradients.items()}
-        dtypes = {wide(p.dtype) for p in parameters.values()}
+        # As factors: processors multiply much faster than they divide.
         unbias = {
-            d: (_bias_correction(b1, count, d), _bias_correction(b2, count, d)) for d in dtypes
+            d: (1 / _bias_correction(b1, count, d), 1 / _bias_correction(b2, count, d))
+            for d in {wide(p.dtype) for p in parameters.values()}
         }
         updates = {}
         for name, p in parameters.items():
             unbias_m, unbias_v = unbias[wide(p.dtype)]
-            direction = m[name] / unbias_m / (sqrt(v[name] / unbias_v) + eps)
+            direction = m[name] * unbias_m / (sqrt(v[name] * unbias_v) + eps)
             if name in decays:
                 direction = direction + weight_decay * cast(p, wide(p.dtype))
             updates[name] = -rate * direction
