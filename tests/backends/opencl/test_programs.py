@@ -135,27 +135,6 @@ def test_kernels_made_ahead_of_time(
     assert "nothing is compiled" in err and "is not in" in err
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["kernels", "export", "steps", "steps:example"], "is not written module:name"),
-        (["kernels", "export", "nowhere:f", "steps:example"], "cannot import 'nowhere'"),
-        (["kernels", "export", "steps:nothing", "steps:example"], "'steps' has no 'nothing'"),
-        (["kernels", "export", "steps:train", "steps:example", "--device", "x"], "no name of"),
-    ],
-)
-def test_what_cannot_be_exported(
-    command: list[str],
-    message: str,
-    steps: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(steps)
-    assert cli.main([*command, "--out", str(steps / "out")]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_a_folder_without_a_manifest(tmp_path: pathlib.Path) -> None:
     _, err = start(tmp_path / "none", TENSORLITE_OPENCL_KERNELS=str(tmp_path)).communicate()
     assert "there is no manifest.json" in err
