@@ -79,8 +79,7 @@ class Programs:
         entries = _manifest_in(place)
         for entry in entries:
             kernel = Kernel(entry.kernels[0], (place / entry.source).read_text(), (), None)
-            source = cl.Program(self._context, kernel.source)
-            program = self._build(source, kernel, entry.options)
+            program = self._build(self._from_source(kernel.source), kernel, entry.options)
             _replace(place / entry.binary, program.binaries[0])
         return len(entries)
 
@@ -97,8 +96,17 @@ class Programs:
             except BuildError:  # the driver has changed in a way that its version does not tell
                 pass
         with observe.span(f"build {kernel.name}"):
-            program = self._build(cl.Program(self._context, kernel.source), kernel, options)
+            program = self._build(self._from_source(kernel.source), kernel, options)
         cache.write("opencl", name, program.binaries[0])
+        return program
+
+    def _from_source(self, source: str) -> Any:
+        """A program that PyOpenCL's own cache does not see: a file guards that one, which stays
+        where a process is killed, and makes every other process wait for a minute and fail."""
+        program = cl.Program(self._context, source)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*defeats compiler caching")
+            program.get_info(cl.program_info.REFERENCE_COUNT)
         return program
 
     def _from_binary(self, binary: bytes, kernel: Kernel, options: str) -> Any:

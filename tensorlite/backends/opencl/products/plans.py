@@ -13,7 +13,7 @@ from . import conv, matmul, points
 from .blocks import Block, plan_blocks
 from .choices import default, known
 from .contraction import Contraction
-from .draft import Draft, Unsupported
+from .draft import INT_MAX, Draft, Unsupported
 from .epilogue import resolve
 from .problem import Problem
 from .tiles import Tile, plan_tiles
@@ -66,6 +66,8 @@ def plan_with(traits: Traits, problem: Problem, choice: Tile | Block) -> Plan | 
         products = contractions(problem)
         is_whole = len(products) == 1
         for contraction in products:
+            if max(map(contraction.count, ("row", "column", "batch", "sum"))) > INT_MAX:
+                raise Unsupported("kernels count each of these in ints")
             if isinstance(choice, Tile):
                 plan_tiles(draft, traits, contraction, steps, choice, is_whole)
             elif points.suits(contraction):

@@ -125,14 +125,14 @@ class Body:
             if chunks > 1:
                 part = f"item % {chunks}"
                 pieces = -(-width // 16)
-                low = f"min((int)(({part}) * {pieces}L / {chunks} * 16), {width})"
-                high = f"min((int)((({part}) + 1) * {pieces}L / {chunks} * 16), {width})"
+                low = self._least(f"({part}) * {pieces}L / {chunks} * 16", width)
+                high = self._least(f"(({part}) + 1) * {pieces}L / {chunks} * 16", width)
             if not has_reductions:
                 with text.vector_loop(f"for ({self.index} i = {low}; i < {high}; ++i)"):
                     Row(self, None, "").outputs(inside.inner({lane: "i"}))
                 return
             with text.block(f"for ({self.index} first = {low}; first < {high}; first += {step})"):
-                text.line(f"const int count = min((int)({high} - first), {step});")
+                text.line(f"const int count = {self._least(f'{high} - first', step)};")
                 write(inside, Row(self, lane, str(step)))
 
     def _points_of_gpu(
@@ -157,6 +157,10 @@ class Body:
         self.text.line("const int member = get_local_id(0);")
         inside = block.inner(self.unravelled("point", range(self.kept)))
         write(inside, Row(self, None, "", group=size))
+
+    def _least(self, number: str, most: int) -> str:
+        """The smaller of both, as an index; an int would not hold numbers of large nests."""
+        return f"min(({self.index})({number}), ({self.index}){most})"
 
     def unravelled(self, linear: str, axes: Sequence[int]) -> dict[int, str]:
         """The indices along `axes` of a point counted in row-major order."""

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from .... import dtypes
 from ....compiler.axes import Canonical, canonical
 from ....compiler.launches import Call, Plan, Ref
 from ....compiler.loops import Instruction, Nest, Operand, Output, row_major
@@ -116,7 +115,7 @@ class _Planner:
         for accumulator in accumulators:
             stores += [(accumulator.name, accumulator.dtype)]
             if accumulator.numbered:
-                stores.append((accumulator.number, dtypes.int32))
+                stores.append((accumulator.number, accumulator.number_dtype))
         shared = [self._temporary(shares * points * dtype.itemsize) for _, dtype in stores]
         partial = Body(self.traits, nest._replace(outputs=()), self.numbers, self.index)
         partial.fold_shares(accumulators, shares)
@@ -233,7 +232,7 @@ def _combining(
         with text.block(f"for (int share = 0; share < {shares}; ++share)"):
             element = f"[share * {points} + point]"
             a.add_parts(text, f"part{number}{element}", f"part{number + 1}{element}")
-        for dtype in [a.dtype, dtypes.int32] if a.numbered else [a.dtype]:
+        for dtype in [a.dtype, a.number_dtype] if a.numbered else [a.dtype]:
             parameters.append(f"__global const {stored_type(dtype)} *part{number}")
             number += 1
         text.line(f"folded{i}[point] = {a.outcome};")

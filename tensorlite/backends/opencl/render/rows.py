@@ -275,6 +275,7 @@ class Row:
         kernel, nest = self.kernel, self.kernel.nest
         low, high = bounds or ("0", str(nest.shape[kernel.kept]))
         rest = math.prod(nest.shape[kernel.kept + 1 :])
-        start = f"{kernel.index} r = ({low}) * {rest} + member"
-        with self.text.block(f"for ({start}; r < ({high}) * {rest}; r += {self.group})"):
+        first, end = (f"({kernel.index})({bound}) * {rest}" for bound in (low, high))
+        start = f"{kernel.index} r = {first} + member"
+        with self.text.block(f"for ({start}; r < {end}; r += {self.group})"):
             yield block.inner(kernel.unravelled("r", nest.reduced))

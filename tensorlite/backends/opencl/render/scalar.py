@@ -340,9 +340,11 @@ def cast(x: str, source: np.dtype[Any], target: np.dtype[Any]) -> str:
     if target == dtypes.bool_:
         return f"{x} != {literal(0, source)}"
     if source.kind == "f" and target == dtypes.uint64:
-        middle = literal(2.0**63, source)
-        high = f"(ulong)(long)({x} - {middle}) ^ 0x8000000000000000UL"
-        return f"{x} >= {middle} ? {high} : (ulong)(long)({x})"
+        # One conversion for both halves of the range: Intel's compiler ends in a segmentation
+        # fault where it makes vectors of a choice between two.
+        middle, zero = literal(2.0**63, source), literal(0.0, source)
+        low = f"{x} - ({x} >= {middle} ? {middle} : {zero})"
+        return f"(ulong)(long)({low}) ^ ({x} >= {middle} ? 0x8000000000000000UL : 0UL)"
     if source.kind == "f" and target.kind in "iu":
         through = "long" if target in (dtypes.int64, dtypes.uint32) else "int"
         return f"({type_of(target)})({through})({x})"
