@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ....compiler.loops import Operand, row_major
-from .analysis import is_along_memory
+from .analysis import is_along_memory, written_once
 from .reduce import Accumulator
 from .text import Block
 
@@ -173,14 +173,15 @@ class Row:
 
     def outputs(self, block: Block) -> None:
         """Write the outputs of this row."""
-        nest, stays = self.kernel.nest, self.kernel.stays
+        nest = self.kernel.nest
         numbers = range(len(nest.outputs))
         if not nest.reduced:
             for number in numbers:
                 block.store(number)
             return
-        once = [n for n in numbers if stays[nest.outputs[n].value]]
-        each = [n for n in numbers if n not in once]
+        is_once = written_once(nest)
+        once = [n for n in numbers if is_once[n]]
+        each = [n for n in numbers if not is_once[n]]
         if once and self.lane is not None:
             with self._each_lane() as at:
                 point = block.inner(at, self._lane_values(block))
