@@ -47,6 +47,22 @@ def written_once(nest: Nest) -> list[bool]:
     ]
 
 
+def factors_of(nest: Nest) -> frozenset[int]:
+    """The products of floats that nothing reads but one sum or difference, once."""
+    readers: dict[int, list[str]] = {output.value: ["output"] for output in nest.outputs}
+    for instruction in nest.body:
+        is_sum = instruction.op == "reduce" and instruction.attribute == "sum"
+        for argument in instruction.args:
+            readers.setdefault(argument, []).append("add" if is_sum else instruction.op)
+    return frozenset(
+        position
+        for position, instruction in enumerate(nest.body)
+        if instruction.op == "multiply"
+        and instruction.dtype.kind == "f"
+        and readers.get(position) in (["add"], ["subtract"])
+    )
+
+
 def used(nest: Nest, positions: Sequence[int]) -> set[int]:
     """The values that those at `positions` are computed from, and these."""
     found = set(positions)

@@ -69,6 +69,10 @@ class Accumulator:
         if self.numbered:
             text.line(f"{self.number}{place} = {self._never};")
 
+    def taken_from(self, point: Block) -> str:
+        """What is folded in at a point."""
+        return point.term(self.argument) if self.how == "sum" else point.value(self.argument)
+
     def add(self, text: Text, place: str, value: str, kernel: Body, point: Block) -> None:
         """Fold the value of a point in."""
         here = "0"
