@@ -45,7 +45,11 @@ def main() -> int:
     parser.add_argument("--parts", default="fused,matmul,step", help="default: %(default)s")
     parser.add_argument("--lrn", action="store_true", help="tinygrad with the norm, too: minutes")
     args = parser.parse_args()
-    parts = {"fused": _fused, "matmul": _matmul, "step": functools.partial(_step, lrn=args.lrn)}
+    parts: dict[str, Callable[[int], bool]] = {
+        "fused": _fused,
+        "matmul": _matmul,
+        "step": functools.partial(_step, lrn=args.lrn),
+    }
     chosen = args.parts.split(",")
     if unknown := set(chosen) - set(parts):
         parser.error(f"--parts: there is no {min(unknown)!r}; of {', '.join(parts)}")
