@@ -11,13 +11,35 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
+
+from . import tree
+from ._version import __version__
+from .ops.creation import asarray
 
 _EXAMPLES = """\
 examples:
   tensorlite devices                     what tl.asarray(x, device=...) may name on this machine
+  tensorlite kernels tune steps:train steps:example --device opencl:0
   tensorlite kernels export steps:train steps:example --out kernels
   tensorlite kernels build kernels       compile them with the device's own compiler
+"""
+_FUNCTION = """\
+FUNCTION is module:name of a function, jitted or not; EXAMPLE is module:name of a function without
+parameters that returns its arguments, as a tuple, or the only one. Modules of the working directory
+are found. Shapes and dtypes of the arguments count, values do not; nothing of FUNCTION is run.
+"""
+_TUNE = (
+    _FUNCTION
+    + """
+For each class of matrix products and convolutions (one operation and dtype, sizes up to the same
+powers of two) some ten kernels are tried, which takes seconds. The fastest is kept below
+~/.cache/tensorlite/tuned (TENSORLITE_CACHE), for every process that uses this device and driver.
+With TENSORLITE_TUNE=0 a process leaves that aside; with TENSORLITE_TUNE=1 it tunes what it meets.
+"""
+)
+_DEVICES = """\
+Parts of a device have names, too: opencl:0/2:1 is the second of two equal parts of opencl:0.
 """
 
 
@@ -34,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CommandError, ValueError, OSError) as error:
         print(f"tensorlite: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,23 +67,51 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="command")
-    listing = commands.add_parser("devices", help="list the devices of this machine")
-    listing.add_argument("--json", action="store_true", help="for programs to read")
-    listing.set_defaults(command=_devices)
-    kernels = commands.add_parser("kernels", help="kernels for devices without a compiler")
-    steps = kernels.add_subparsers(required=True, metavar="step")
-    export = steps.add_parser("export", help="write the OpenCL C of a jitted function")
-    export.add_argument("function", help="module:name of a function, as it is jitted")
-    export.add_argument("example", help="module:name of a function that returns its arguments")
-    export.add_argument("--out", required=True, help="folder to write to")
-    export.add_argument("--device", default="opencl:0", help="default: opencl:0")
-    export.set_defaults(command=_export)
-    build = steps.add_parser("build", help="compile a folder of kernels with a device's compiler")
-    build.add_argument("folder")
-    build.add_argument("--device", default="opencl:0", help="default: opencl:0")
-    build.set_defaults(command=_build)
+    parser.add_argument("--version", action="version", version=f"tensorlite {__version__}")
+    parser.set_defaults(command=_help_of(parser))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    listing = _added(commands, "devices", "list the devices of this machine", _devices, _DEVICES)
+    listing.add_argument("--json", action="store_true", help="for programs to read; bytes, not GiB")
+    kernels = commands.add_parser("kernels", help="tune, export or build OpenCL kernels")
+    kernels.set_defaults(command=_help_of(kernels))
+    steps = kernels.add_subparsers(title="commands", metavar="COMMAND")
+    tune = _added(
+        steps, "tune", "find the fastest products and convolutions for a device", _tune, _TUNE
+    )
+    export = _added(steps, "export", "write the OpenCL C that a function needs", _export, _FUNCTION)
+    for taking in (tune, export):
+        taking.add_argument("function", metavar="FUNCTION")
+        taking.add_argument("example", metavar="EXAMPLE")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="folder to write to")
+    build = _added(steps, "build", "compile an exported folder with a device's compiler", _build)
+    build.add_argument("folder", metavar="FOLDER", help="what `kernels export` has written")
+    for using in (tune, export, build):
+        using.add_argument("--device", default="opencl:0", help="default: %(default)s")
     return parser
+
+
+def _added(
+    commands: Any, name: str, summary: str, command: Callable[..., int], epilog: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _help_of(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """A command for those who have named none."""
+
+    def show(arguments: argparse.Namespace) -> int:
+        parser.print_help(sys.stderr)
+        return 2
+
+    return show
 
 
 # ---- devices -------------------------------------------------------------------------------------
@@ -76,10 +128,12 @@ def _devices(arguments: argparse.Namespace) -> int:
     for line in table:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         print("  ".join(cells).rstrip())
-    if len(rows) == 1:
-        from .backends.opencl.runtime import why_none
+    from .backends.opencl.runtime import problems, why_none
 
+    if len(rows) == 1:
         print(f"\nNo OpenCL devices: {why_none()}.")
+    elif problems():
+        print("\nNot listed: " + "; ".join(problems()) + ".")
     return 0
 
 
@@ -143,37 +197,76 @@ def _opencl() -> list[dict[str, Any]]:
 # ---- kernels -------------------------------------------------------------------------------------
 
 
+def _tune(arguments: argparse.Namespace) -> int:
+    from .backends.opencl import tune_kernels
+    from .backends.opencl.products.choices import path
+    from .backends.opencl.runtime import find
+
+    place = path(find(arguments.device).traits)
+    if place is None:
+        raise CommandError("TENSORLITE_CACHE is set to nothing, so what is found cannot be kept")
+    function, args = _call_of(arguments)
+    before = after = 0.0
+    for tuned in tune_kernels(function, *args, device=arguments.device, report=print):
+        before, after = before + tuned.before, after + tuned.after
+    if not after:
+        print(f"{arguments.function} has no products or convolutions to tune")
+        return 0
+    print(f"one of each: {before * 1e3:.2f} ms, tuned {after * 1e3:.2f} ms; kept in {place}")
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from .backends.opencl import export_kernels
 
-    function = _named(arguments.function)
-    example = _named(arguments.example)()
-    args = example if isinstance(example, tuple) else (example,)
+    function, args = _call_of(arguments)
     entries = export_kernels(function, *args, folder=arguments.out, device=arguments.device)
     print(f"{len(entries)} programs and a manifest in {arguments.out}")
     return 0
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from .backends.opencl.programs import build_folder
+    from .backends.opencl.programs import BuildError, MissingKernelError
     from .backends.opencl.runtime import runtime
 
     at = runtime(arguments.device)
-    count = build_folder(arguments.folder, at.context, at.device)
+    try:
+        count = at.programs.build_folder(arguments.folder)
+    except (BuildError, MissingKernelError) as error:
+        raise CommandError(str(error)) from error
     print(f"{count} programs compiled for {at.traits.key}")
     return 0
 
 
-def _named(reference: str) -> Any:
-    """What `module:name` refers to; modules of the working directory are found."""
+def _call_of(arguments: argparse.Namespace) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The function that was named, and the arguments that its example returns."""
+    function, example = _named(arguments.function), _named(arguments.example)
+    made = example()
+    args = made if isinstance(made, tuple) else (made,)
+    for leaf in tree.leaves(args):
+        try:
+            asarray(leaf)
+        except TypeError as error:
+            raise CommandError(
+                f"{arguments.example} returned {type(leaf).__name__} among the arguments of "
+                f"{arguments.function}, which are arrays or structures of arrays: {error}"
+            ) from error
+    return function, args
+
+
+def _named(reference: str) -> Callable[..., Any]:
+    """The function that `module:name` refers to; modules of the working directory are found."""
     module, colon, name = reference.partition(":")
     if not (module and colon and name):
         raise CommandError(f"{reference!r} is not written module:name")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise CommandError(f"cannot import {module!r}: {error}") from error
     except AttributeError:
         raise CommandError(f"{module!r} has no {name!r}") from None
+    if not callable(found):
+        raise CommandError(f"{reference} is {type(found).__name__}, not a function")
+    return cast("Callable[..., Any]", found)

@@ -6,33 +6,25 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 from ... import observe
-from ...compiler.absorb import absorb, absorbed_p
+from ...compiler.absorb import absorb
 from ...compiler.bands import slide
 from ...compiler.fuse import fuse, nest_p
 from ...compiler.inline import inline
 from ...compiler.launches import Builder, HostStep, Kernel, Plan, host_kernel
-from ...compiler.simplify import simplify, transposed_matmul_p
+from ...compiler.simplify import simplify
 from ...device import lowerings_of
 from ...graph import Equation, Graph
-from ...ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
-from ...ops.linalg import matmul_p
+from ...ops.conv import conv_input_grad_p, conv_p
 from ...ops.random import bits_p
 from . import products, render
 from .program import OnDevice, Program
 from .random_bits import plan_bits
 from .runtime import Runtime, Traits
 
-_PRODUCTS = (matmul_p, transposed_matmul_p)
-HEAVY = (conv_p, conv_input_grad_p, *_PRODUCTS)  # what may have an epilogue
-_CONVOLUTIONS: dict[Any, Callable[..., Plan | None]] = {
-    conv_p: products.plan_conv,
-    conv_input_grad_p: products.plan_conv_input_grad,
-    conv_weight_grad_p: products.plan_conv_weight_grad,
-}
+HEAVY = (conv_p, conv_input_grad_p, *products.MATMULS)  # what may have an epilogue
 
 
 def compile_program(graph: Graph, runtime: Runtime) -> Program:
@@ -58,6 +50,15 @@ def launches_of(graph: Graph, traits: Traits) -> Builder:
     return Builder(fused, lambda eqn: plan(traits, eqn), _host_kernel, render.may_share)
 
 
+def all_launches_of(graph: Graph, traits: Traits) -> Iterator[Builder]:
+    """The same for `graph` and for the graphs that its control flow runs."""
+    builder = launches_of(graph, traits)
+    yield builder
+    for eqn in builder.graph.equations:
+        for inner in eqn.graphs.values():
+            yield from all_launches_of(inner, traits)
+
+
 def plan(traits: Traits, eqn: Equation) -> Plan | None:
     """The kernels of an equation; None if the host computes it."""
     if eqn.prim is nest_p:
@@ -69,14 +70,8 @@ def plan(traits: Traits, eqn: Equation) -> Plan | None:
 
 def plan_product(traits: Traits, eqn: Equation) -> Plan | None:
     """The kernels of a product or a convolution with its epilogue; None if `eqn` is neither."""
-    inner: Equation = eqn.params["eqn"] if eqn.prim is absorbed_p else eqn
-    epilogue = eqn.params["epilogue"] if eqn.prim is absorbed_p else ()
-    planner = products.plan_matmul if inner.prim in _PRODUCTS else _CONVOLUTIONS.get(inner.prim)
-    if planner is None:
-        return None
-    in_avals = [atom.aval for atom in eqn.inputs]
-    out = eqn.outputs[0].aval
-    return planner(traits, *in_avals[:2], out, *in_avals[2:], **inner.params, epilogue=epilogue)
+    problem = products.problem_of(eqn)
+    return None if problem is None else products.plan(traits, problem)
 
 
 def _host_kernel(eqn: Equation) -> Kernel:

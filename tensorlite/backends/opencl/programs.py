@@ -67,6 +67,22 @@ class Programs:
                 self._built[kernel.source, options] = program
             return cl.Kernel(program, kernel.name)
 
+    def build_folder(self, folder: str | os.PathLike[str]) -> int:
+        """Compile what a manifest lists with the device's own compiler, where its driver has one;
+        how many programs were compiled. (An FPGA's tool is run by hand.)
+
+        Raises:
+            BuildError: the compiler refuses a source.
+            MissingKernelError: there is no manifest.
+        """
+        place = pathlib.Path(folder)
+        entries = _manifest_in(place)
+        for entry in entries:
+            kernel = Kernel(entry.kernels[0], (place / entry.source).read_text(), (), None)
+            program = self._build(self._from_source(kernel.source), kernel, entry.options)
+            _replace(place / entry.binary, program.binaries[0])
+        return len(entries)
+
     def _program(self, kernel: Kernel, options: str) -> Any:
         if self._offline is not None:
             return self._from_binary(self._offline.binary(kernel, self._key), kernel, options)
@@ -80,8 +96,17 @@ class Programs:
             except BuildError:  # the driver has changed in a way that its version does not tell
                 pass
         with observe.span(f"build {kernel.name}"):
-            program = self._build(cl.Program(self._context, kernel.source), kernel, options)
+            program = self._build(self._from_source(kernel.source), kernel, options)
         cache.write("opencl", name, program.binaries[0])
+        return program
+
+    def _from_source(self, source: str) -> Any:
+        """A program that PyOpenCL's own cache does not see: a file guards that one, which stays
+        where a process is killed, and makes every other process wait for a minute and fail."""
+        program = cl.Program(self._context, source)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*defeats compiler caching")
+            program.get_info(cl.program_info.REFERENCE_COUNT)
         return program
 
     def _from_binary(self, binary: bytes, kernel: Kernel, options: str) -> Any:
@@ -139,22 +164,23 @@ def export(kernels: Iterable[Kernel], folder: str | os.PathLike[str]) -> list[En
         known[digest] = Entry((kernel.name,), f"{stem}.cl", f"{stem}.bin", digest, options)
         (place / f"{stem}.cl").write_text(kernel.source)
     document = {"version": _VERSION, "programs": [entry._asdict() for entry in known.values()]}
-    temporary = place / f"{MANIFEST}.{os.getpid()}"
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(temporary, place / MANIFEST)
+    _replace(place / MANIFEST, (json.dumps(document, indent=1) + "\n").encode())
     return list(known.values())
 
 
-def build_folder(folder: str | os.PathLike[str], context: Any, device: Any) -> int:
-    """Compile what a manifest lists with the device's own compiler; how many were compiled. For
-    devices whose driver has one; an FPGA's tool is run by hand."""
-    place = pathlib.Path(folder)
-    entries = _read_manifest(place)
-    for entry in entries:
-        program = cl.Program(context, (place / entry.source).read_text())
-        program = program.build(entry.options.split(), devices=[device])
-        (place / entry.binary).write_bytes(program.binaries[0])
-    return len(entries)
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    """Write a file so that readers see all of it, or what was there before."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _manifest_in(place: pathlib.Path) -> list[Entry]:
+    if not (place / MANIFEST).exists():
+        raise MissingKernelError(
+            f"there is no {MANIFEST} in {place}; write one with `tensorlite kernels export`"
+        )
+    return _read_manifest(place)
 
 
 def _read_manifest(place: pathlib.Path) -> list[Entry]:
@@ -174,13 +200,8 @@ class _Offline:
     """A folder of binaries."""
 
     def __init__(self, place: pathlib.Path):
-        if not (place / MANIFEST).exists():
-            raise MissingKernelError(
-                f"TENSORLITE_OPENCL_KERNELS={place}: there is no {MANIFEST}; write one with "
-                "`tensorlite kernels export`"
-            )
         self._place = place
-        self._entries = {entry.sha256: entry for entry in _read_manifest(place)}
+        self._entries = {entry.sha256: entry for entry in _manifest_in(place)}
 
     def binary(self, kernel: Kernel, device: str) -> bytes:
         entry = self._entries.get(identity(kernel))

@@ -56,11 +56,12 @@ _CONSTANTS = {
 _DEFINITIONS = "".join(f"#define {name} {int(value)}U\n" for name, value in _CONSTANTS.items())
 
 
-def plan_bits(traits: Traits, keys: int, shape: Sequence[int], dtype: np.dtype[Any]) -> Plan:
-    """A kernel that fills `shape` with uint32 or uint64 for each of `keys` keys."""
+def plan_bits(traits: Traits, keys: int, shape: Sequence[int], dtype: np.dtype[Any]) -> Plan | None:
+    """A kernel that fills `shape` with uint32 or uint64 for each of `keys` keys; None for draws
+    whose words it cannot count in ints, which the host makes."""
     count, width = math.prod(shape), dtype.itemsize // 4
     if count * width * keys >= 2**31 - 8:
-        raise NotImplementedError(f"random_bits: a draw of {count * keys:,} numbers is too large")
+        return None
     items = keys * ((count * width + 3) // 4 + 1)
     if traits.kind == "cpu":
         # One work-item for some thousand blocks, so that each runs a loop.

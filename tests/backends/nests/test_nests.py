@@ -129,6 +129,26 @@ def nests(draw: st.DrawFn) -> Nest:
 
 
 @each
+def test_one_value_for_all_reduced_points(run_nest: Run) -> None:
+    """It looks as if it moved along an axis, but that has one point; its output has two."""
+    recorder = Recorder()
+    x = recorder.emit("load", (), FLOAT32, 0)
+    index = recorder.cast(recorder.emit("index", (), INT64, 0), FLOAT32)
+    total = recorder.emit("reduce", (x,), FLOAT32, "sum")
+    nest = Nest(
+        (1, 2),
+        (0, 1),
+        (Operand(FLOAT32, (0, 0)),),
+        tuple(recorder.body),
+        (
+            Output((index + x).position, Operand(FLOAT32, (0, 1))),
+            Output(total.position, Operand(FLOAT32, (0, 0))),
+        ),
+    )
+    check(run_nest, nest._replace(body=tuple(recorder.body)))
+
+
+@each
 @settings(max_examples=60, deadline=None)
 @given(nest=nests())
 def test_like_the_reference(run_nest: Run, nest: Nest) -> None:

@@ -13,19 +13,10 @@ pytest.importorskip("pyopencl")
 from tensorlite import dtypes
 from tensorlite.backends.opencl import products
 from tensorlite.backends.opencl.runtime import Traits
-from tensorlite.compiler.simplify import transposed_matmul_p
+from tensorlite.compiler.launches import Plan
 from tensorlite.core import Aval
-from tensorlite.ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
-from tensorlite.ops.linalg import matmul_p
 from tests.backends.opencl.plans import run_plan
 
-PLANNERS: dict[Any, Any] = {
-    matmul_p: products.plan_matmul,
-    transposed_matmul_p: products.plan_matmul,
-    conv_p: products.plan_conv,
-    conv_input_grad_p: products.plan_conv_input_grad,
-    conv_weight_grad_p: products.plan_conv_weight_grad,
-}
 # The rounding of one operation, relative.
 STEP = {
     dtypes.float64: 2.0**-53,
@@ -64,6 +55,20 @@ def numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.
     return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
 
 
+def planned(
+    traits: Traits,
+    prim: Any,
+    inputs: tuple[Aval, ...],
+    out: Aval,
+    params: dict[str, Any],
+    epilogue: Any = (),
+) -> Plan | None:
+    """How a device with these traits computes `prim`."""
+    problem = products.problem_for(prim, inputs, out, params, epilogue)
+    assert problem is not None
+    return products.plan(traits, problem)
+
+
 def computed(
     traits: Traits,
     prim: Any,
@@ -74,8 +79,7 @@ def computed(
 ) -> np.ndarray | None:
     """What the plan for `prim` gives for the first two arrays; None without a plan."""
     out: Any = prim.abstract(*map(aval, arrays[:2]), **params)
-    first, second, *others = map(aval, arrays)
-    plan = PLANNERS[prim](traits, first, second, out, *others, **params, epilogue=epilogue)
+    plan = planned(traits, prim, tuple(map(aval, arrays)), out, params, epilogue)
     if plan is None:
         return None
     result = np.full(out.size * out.dtype.itemsize, 0xA5, np.uint8).view(out.dtype)

@@ -14,7 +14,7 @@ pytest.importorskip("pyopencl")
 BATCH, STEPS = 4, 3
 
 
-@pytest.mark.parametrize("model", ["tutorial", "resnet20", "transformer"])
+@pytest.mark.parametrize("model", definitions.MODELS)
 def test_training_like_the_cpu(model: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "arrays.npz"
     definitions.save(path, model, BATCH)

@@ -54,3 +54,20 @@ def test_like_the_cpu(name: str, data: Any) -> None:
             stack.enter_context(tl.default_device("opencl:0"))
         compare(bind(prim, *there, **sample.params), want, dtype)
         compare(tl.jit(lambda *xs: bind(prim, *xs, **sample.params))(*there), want, dtype)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 13])
+def test_decompositions_multiply_back(size: int) -> None:
+    """Signs and orders may differ from the CPU's; what the factors make may not."""
+    x = np.random.default_rng(size).normal(size=(size + 3, size))
+    a, symmetric = (tl.asarray(m, device="opencl:0") for m in (x, x.T @ x))
+
+    def multiplied(a: Any, symmetric: Any) -> Any:
+        q, r = tl.linalg.qr(a)
+        u, s, v = tl.linalg.svd(a, full_matrices=False)
+        values, vectors = tl.linalg.eigh(symmetric)
+        return q @ r, (u * s) @ v, (vectors * values) @ tl.matrix_transpose(vectors)
+
+    for got, want in zip(tl.jit(multiplied)(a, symmetric), (x, x, x.T @ x), strict=True):
+        assert got.device == "opencl:0"
+        np.testing.assert_allclose(np.asarray(got), want, atol=1e-10)

@@ -12,12 +12,19 @@ import pytest
 from hypothesis import given, settings
 
 from tensorlite import dtypes
-from tensorlite.backends.opencl import products
 from tensorlite.core import Aval
 from tensorlite.ops.conv import conv_input_grad_p, conv_p, conv_weight_grad_p
 from tensorlite.ops.window import Window
 from tests.backends.onednn.cases import windows
-from tests.backends.opencl.product_cases import CPU, GPU, close, computed, numbers, reference
+from tests.backends.opencl.product_cases import (
+    CPU,
+    GPU,
+    close,
+    computed,
+    numbers,
+    planned,
+    reference,
+)
 
 CHANNELS = st.sampled_from([1, 2, 3, 5, 8, 13, 16, 17, 32])
 DTYPES = st.sampled_from([dtypes.float32] * 4 + [dtypes.bfloat16, dtypes.float64])
@@ -145,7 +152,7 @@ def test_long_sums_are_split_and_added_in_order(traits: Any) -> None:
     many = traits._replace(units=64)
     image, kernel = Aval((4, 16, 16, 3), dtypes.float32), Aval((3, 3, 3, 8), dtypes.float32)
     result = Aval((4, 16, 16, 8), dtypes.float32)
-    plan = products.plan_conv_weight_grad(many, image, result, kernel, window=window)
+    plan = planned(many, conv_weight_grad_p, (image, result), kernel, {"window": window})
     assert plan is not None
     assert plan.calls[-1].code.name == "sum_parts_float32"
     check_all(many, image.shape, 8, window)

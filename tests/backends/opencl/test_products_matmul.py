@@ -10,10 +10,18 @@ import pytest
 from hypothesis import example, given, settings
 
 from tensorlite import dtypes
-from tensorlite.backends.opencl import products
 from tensorlite.compiler.simplify import transposed_matmul_p
 from tensorlite.core import Aval
-from tests.backends.opencl.product_cases import CPU, GPU, close, computed, numbers, reference
+from tensorlite.ops.linalg import matmul_p
+from tests.backends.opencl.product_cases import (
+    CPU,
+    GPU,
+    close,
+    computed,
+    numbers,
+    planned,
+    reference,
+)
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 32, 33, 64, 67])
 DEPTHS = st.sampled_from([1, 2, 3, 7, 16, 31, 257, 600])
@@ -137,8 +145,8 @@ def test_functions_at_the_ends_of_their_range(name: str, traits: Any) -> None:
     np.testing.assert_allclose(got, exact[name], rtol=4e-7, atol=1e-37)
 
 
-def planned(traits: Any, *avals: Aval, **options: Any) -> Any:
-    return products.plan_matmul(traits, *avals, **options)
+def plan(traits: Any, x: Aval, y: Aval, z: Aval, *others: Aval, epilogue: Any = ()) -> Any:
+    return planned(traits, matmul_p, (x, y, *others), z, {}, epilogue)
 
 
 def matrix(*shape: int, dtype: Any = dtypes.float32) -> Aval:
@@ -146,21 +154,21 @@ def matrix(*shape: int, dtype: Any = dtypes.float32) -> Aval:
 
 
 def test_what_has_no_kernel() -> None:
-    assert planned(CPU, matrix(0, 3), matrix(3, 4), matrix(0, 4)) is None
-    assert planned(CPU, matrix(2, 0), matrix(0, 4), matrix(2, 4)) is None
+    assert plan(CPU, matrix(0, 3), matrix(3, 4), matrix(0, 4)) is None
+    assert plan(CPU, matrix(2, 0), matrix(0, 4), matrix(2, 4)) is None
     double = [matrix(2, 2, dtype=dtypes.float64)] * 3
-    assert planned(CPU._replace(float64=False), *double) is None
-    assert planned(CPU, *double) is not None
+    assert plan(CPU._replace(float64=False), *double) is None
+    assert plan(CPU, *double) is not None
     square = [matrix(4, 4)] * 3
-    assert planned(CPU, *square, epilogue=(("gelu_unheard_of",),)) is None
-    assert planned(CPU, *square, matrix(4, 1), epilogue=(("add", 2),)) is None
-    assert planned(CPU, *square, matrix(4, dtype=dtypes.float16), epilogue=(("bias", 2),)) is None
+    assert plan(CPU, *square, epilogue=(("gelu_unheard_of",),)) is None
+    assert plan(CPU, *square, matrix(4, 1), epilogue=(("add", 2),)) is None
+    assert plan(CPU, *square, matrix(4, dtype=dtypes.float16), epilogue=(("bias", 2),)) is None
 
 
 def test_shapes_share_sources_on_cpus() -> None:
     """Compilers take longer than most products: sizes are arguments, not text."""
     plans = [
-        planned(CPU, matrix(m, k), matrix(k, n), matrix(m, n))
+        plan(CPU, matrix(m, k), matrix(k, n), matrix(m, n))
         for m, k, n in [(100, 200, 300), (400, 77, 60), (1000, 256, 1000)]
     ]
     sources = [{call.code.source for call in plan.calls} for plan in plans]
@@ -190,6 +198,6 @@ def test_results_do_not_change_from_run_to_run() -> None:
 def test_places_beyond_31_bits_are_counted_in_long() -> None:
     large = matrix(70_000, 40_000)
     for traits in (CPU, GPU):
-        plan = planned(traits, large, matrix(40_000, 16), matrix(70_000, 16))
-        assert plan is not None
-        assert "typedef long Index;" in plan.calls[-1].code.source
+        found = plan(traits, large, matrix(40_000, 16), matrix(70_000, 16))
+        assert found is not None
+        assert "typedef long Index;" in found.calls[-1].code.source

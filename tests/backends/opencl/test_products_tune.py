@@ -94,7 +94,7 @@ def test_problems_of_one_class() -> None:
         x, y = Aval((k, m) if turned else (m, k), dtype), Aval((k, n), dtype)
         return name(products.Problem("matmul", (x, y), Aval((m, n), dtype), (turned, False)))
 
-    assert matmul(1000, 600, 70) == matmul(1024, 1000, 128) == "matmulnn float32 2^10 x 2^7 x 2^10"
+    assert matmul(1000, 600, 70) == matmul(1024, 1000, 128) == "matmul nn float32 2^10 x 2^7 x 2^10"
     different = [
         matmul(1000, 600, 70), matmul(2000, 600, 70), matmul(1000, 300, 70),
         matmul(1000, 600, 7), matmul(1000, 600, 70, dtypes.float16),
@@ -104,12 +104,11 @@ def test_problems_of_one_class() -> None:
 
 
 def test_tuning_tries_and_keeps() -> None:
-    at, told = runtime("opencl:0"), list[str]()
+    at, told = runtime("opencl:0"), list[products.Tuned]()
     found = products.tune(at, [PROBLEM, PROBLEM], report=told.append)
-    assert list(found) == [name()]
-    assert len(told) == 1
-    assert told[0].startswith(name())
-    assert choices.known(at.traits, PROBLEM, products.contractions(PROBLEM)[0]) == found[name()]
+    assert [tuned.name for tuned in found] == [name()]
+    assert told == found and str(told[0]).startswith(f"{name()}: ")
+    assert choices.known(at.traits, PROBLEM, products.contractions(PROBLEM)[0]) == found[0].choice
 
 
 def test_planning_may_tune(monkeypatch: pytest.MonkeyPatch) -> None:

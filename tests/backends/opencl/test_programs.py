@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -81,18 +79,6 @@ def start(cache: pathlib.Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_processes_that_build_at_once_and_one_that_is_killed(tmp_path: pathlib.Path) -> None:
-    killed = start(tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("opencl/*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    results = [process.communicate() for process in [start(tmp_path), start(tmp_path)]]
-    outputs = {out for out, _ in results}
-    assert len(outputs) == 1 and outputs != {""}, results
-
-
 @pytest.fixture
 def steps(tmp_path: pathlib.Path) -> pathlib.Path:
     """A folder with a module of the user's."""
@@ -133,27 +119,6 @@ def test_kernels_made_ahead_of_time(
     (folder / "manifest.json").write_text(json.dumps(document))
     _, err = start(steps / "none", TENSORLITE_OPENCL_KERNELS=str(folder)).communicate()
     assert "nothing is compiled" in err and "is not in" in err
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["kernels", "export", "steps", "steps:example"], "is not written module:name"),
-        (["kernels", "export", "nowhere:f", "steps:example"], "cannot import 'nowhere'"),
-        (["kernels", "export", "steps:nothing", "steps:example"], "'steps' has no 'nothing'"),
-        (["kernels", "export", "steps:train", "steps:example", "--device", "x"], "no name of"),
-    ],
-)
-def test_what_cannot_be_exported(
-    command: list[str],
-    message: str,
-    steps: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(steps)
-    assert cli.main([*command, "--out", str(steps / "out")]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_a_folder_without_a_manifest(tmp_path: pathlib.Path) -> None:

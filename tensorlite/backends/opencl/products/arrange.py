@@ -118,6 +118,7 @@ class Panels(NamedTuple):
     place: Ref
     step: int
     panel: int
+    size: int  # elements of all panels together
 
 
 def pack(
@@ -153,7 +154,7 @@ def pack(
     scalars.add_digits("batch", batches, "b")
     grid = (panels, -(-depth // _DEPTH), batch)
     draft.launch(kernel, scalars, (source, place), grid, (1, 1, 1))
-    return Panels(place, width, depth * width)
+    return Panels(place, width, depth * width, size)
 
 
 @functools.lru_cache(maxsize=256)

@@ -44,7 +44,7 @@ def class_of(problem: Problem, contraction: Contraction) -> str:
     batches = contraction.count("batch")
     name = problem.op
     if isinstance(problem.options[0], bool):
-        name += "".join("t" if turned else "n" for turned in problem.options[:2])
+        name += " " + "".join("t" if turned else "n" for turned in problem.options[:2])
     many = f" x 2^{(batches - 1).bit_length()} of them" if batches > 1 else ""
     return f"{name} {problem.out.dtype} {size}{many}"
 

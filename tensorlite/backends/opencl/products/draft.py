@@ -11,7 +11,7 @@ from .contraction import Contraction, Digit
 from .epilogue import Operation
 
 FIRST, SECOND, RESULT = Ref("input", 0), Ref("input", 1), Ref("output", 0)
-INT_MAX = 2**31 - 1
+INT_MAX = 2**31 - 2**16  # of what is counted in ints, with room for a step past the end
 
 
 class Unsupported(Exception):

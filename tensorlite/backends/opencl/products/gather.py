@@ -62,15 +62,15 @@ def counters(
     return tuple(result)
 
 
-def split_up(name: str, number: str, sizes: Iterable[int]) -> list[str]:
-    """Statements that declare the digits `<name>0`, ... of `number`."""
+def split_up(name: str, number: str, sizes: Iterable[int], kind: str = "int") -> list[str]:
+    """Statements that declare the digits `<name>0`, ... of `number`, of type `kind`."""
     found = list(sizes)
     lines = []
     for d in range(len(found) - 1, -1, -1):
         if d == 0:
-            lines.append(f"const int {name}0 = {number};")
+            lines.append(f"const {kind} {name}0 = {number};")
         else:
-            lines.append(f"const int {name}{d} = {number} % {found[d]};")
+            lines.append(f"const {kind} {name}{d} = {number} % {found[d]};")
             number = f"{number} / {found[d]}"
     return lines
 

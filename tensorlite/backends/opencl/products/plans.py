@@ -7,92 +7,26 @@ import os
 
 from .... import dtypes
 from ....compiler.launches import Plan
-from ....core import Aval
 from ....ops.window import Window
 from ..runtime import Traits, find_all, runtime
 from . import conv, matmul, points
 from .blocks import Block, plan_blocks
 from .choices import default, known
 from .contraction import Contraction
-from .draft import Draft, Unsupported
-from .epilogue import Epilogue, resolve
+from .draft import INT_MAX, Draft, Unsupported
+from .epilogue import resolve
 from .problem import Problem
 from .tiles import Tile, plan_tiles
 from .types import SUPPORTED
 
 
-def plan_matmul(
-    traits: Traits,
-    x: Aval,
-    y: Aval,
-    out: Aval,
-    *others: Aval,
-    transpose_a: bool = False,
-    transpose_b: bool = False,
-    epilogue: Epilogue = (),
-) -> Plan | None:
-    """How a device computes a matrix product.
-
-    Args:
-        x, y: the operands as they lie in memory: (..., m, k) or, with `transpose_a`, (..., k, m),
-            and (..., k, n) or (..., n, k); leading axes broadcast. Any dtype but bool.
-        out: (..., m, n), what the equation gives.
-        others: the inputs that the epilogue names, from index 2 on.
-        epilogue: what is done to the result; see `epilogue`.
+def plan(traits: Traits, problem: Problem) -> Plan | None:
+    """How a device computes a problem, with the tiles that were tuned for such, else sane ones.
 
     Returns:
         None if there is no kernel for it: arrays without elements, float64 on a device that has
         none, an operand of the epilogue that broadcasts otherwise than along the last axis.
     """
-    turned = bool(transpose_a), bool(transpose_b)
-    return plan(traits, Problem("matmul", (x, y, *others), out, turned, epilogue))
-
-
-def plan_conv(
-    traits: Traits,
-    x: Aval,
-    w: Aval,
-    out: Aval,
-    *others: Aval,
-    window: Window,
-    epilogue: Epilogue = (),
-) -> Plan | None:
-    """How a device computes `conv`; the arguments are those of the primitive, then as in
-    `plan_matmul`."""
-    return plan(traits, Problem("conv", (x, w, *others), out, window, epilogue))
-
-
-def plan_conv_input_grad(
-    traits: Traits,
-    g: Aval,
-    w: Aval,
-    out: Aval,
-    *others: Aval,
-    window: Window,
-    spatial: tuple[int, ...],
-    epilogue: Epilogue = (),
-) -> Plan | None:
-    """How a device computes `conv_input_grad`; as `plan_conv`."""
-    if out.shape[1:-1] != tuple(spatial):
-        raise ValueError(f"conv_input_grad: the result is {out}, but spatial is {spatial}")
-    return plan(traits, Problem("conv_input_grad", (g, w, *others), out, window, epilogue))
-
-
-def plan_conv_weight_grad(
-    traits: Traits,
-    x: Aval,
-    g: Aval,
-    out: Aval,
-    *others: Aval,
-    window: Window,
-    epilogue: Epilogue = (),
-) -> Plan | None:
-    """How a device computes `conv_weight_grad`; as `plan_conv`."""
-    return plan(traits, Problem("conv_weight_grad", (x, g, *others), out, window, epilogue))
-
-
-def plan(traits: Traits, problem: Problem) -> Plan | None:
-    """How a device computes a problem, by what has been tuned for it; None as in `plan_matmul`."""
     if not _has_kernels(traits, problem):
         return None
     first = contractions(problem)[0]
@@ -109,7 +43,7 @@ def _tuned(traits: Traits, problem: Problem) -> Tile | Block | None:
     name = next((found.name for found in find_all() if found.traits == traits), None)
     if name is None:
         return None
-    return next(iter(tune(runtime(name), [problem]).values()), None)
+    return next((found.choice for found in tune(runtime(name), [problem])), None)
 
 
 def _has_kernels(traits: Traits, problem: Problem) -> bool:
@@ -132,6 +66,8 @@ def plan_with(traits: Traits, problem: Problem, choice: Tile | Block) -> Plan | 
         products = contractions(problem)
         is_whole = len(products) == 1
         for contraction in products:
+            if max(map(contraction.count, ("row", "column", "batch", "sum"))) > INT_MAX:
+                raise Unsupported("kernels count each of these in ints")
             if isinstance(choice, Tile):
                 plan_tiles(draft, traits, contraction, steps, choice, is_whole)
             elif points.suits(contraction):

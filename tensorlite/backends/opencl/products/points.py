@@ -63,9 +63,9 @@ def plan_points(
     }
     result = "c[place] = value;" if is_split else number.store("value", "c", "place")
     body = f"""
-const int point = get_global_id(0);
+const Index point = get_global_id(0);
 if (point >= {count}) return;
-{_lines(gather.split_up("p", "point", [d.size for d in points]))}
+{_lines(gather.split_up("p", "point", [d.size for d in points], "Index"))}
 const Index from_a = {places["a"]}, from_b = {places["b"]};
 {_lines(origins)}
 const int end = get_global_id(1) * {per_split} + {per_split};

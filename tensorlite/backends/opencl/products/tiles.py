@@ -85,7 +85,7 @@ def plan_tiles(
     sums = digits(contraction, contraction.of_role("sum"))
     batches = digits(contraction, [i for i in contraction.of_role("batch") if i is not lane])
     if contraction.count("sum") == 0:
-        sums, panels = (Digit(0),), Panels(b_place, 0, 0)
+        sums, panels = (Digit(0),), Panels(b_place, 0, 0, 0)
     else:
         panels, batches = _panels(draft, contraction, b_place, column, sums, batches, tile)
     in_panels = panels.place != b_place
@@ -116,7 +116,7 @@ def plan_tiles(
         lanes_move=lane is not None and lane.a is not None,
         sums_in=sums_in,
         tile=(tile.rows, tile.vectors, tile.lanes),
-        index_type=index_type(max(contraction.a.size, contraction.b.size, size_c * work.splits)),
+        index_type=index_type(max(contraction.a.size, panels.size, size_c * work.splits)),
     )
     scalars = Scalars()
     scalars.add(rows=items.rows, columns=items.columns, batches=items.batches)
@@ -212,7 +212,8 @@ def _panels(
     if can_stay and Number(contraction.b.dtype).is_plain:
         few_reads = contraction.count("row") <= tile.rows * 16
         if not tile.packed or few_reads or column.size == tile.width:
-            return Panels(place, flat[0].b if flat else 0, tile.width), batches
+            step, size = flat[0].b if flat else 0, contraction.b.size
+            return Panels(place, step, tile.width, size), batches
     moving = tuple(digit for digit in batches if digit.b)
     panels = arrange.pack(draft, contraction, place, column, sums, moving, tile.width)
     stride = panels.panel * -(-column.size // tile.width) * _size(moving)

@@ -36,6 +36,33 @@ def is_along_memory(nest: Nest) -> bool:
     return near(len(nest.shape) - 1) >= near(kept - 1)
 
 
+def written_once(nest: Nest) -> list[bool]:
+    """For each output, whether a kept point writes one element of it, rather than one for each of
+    its reduced points. A value that is the same at all of these may be wanted at each."""
+    stays = nest.kept()
+    return [
+        stays[output.value]
+        and not any(output.operand.strides[a] for a in nest.reduced if nest.shape[a] > 1)
+        for output in nest.outputs
+    ]
+
+
+def factors_of(nest: Nest) -> frozenset[int]:
+    """The products of floats that nothing reads but one sum or difference, once."""
+    readers: dict[int, list[str]] = {output.value: ["output"] for output in nest.outputs}
+    for instruction in nest.body:
+        is_sum = instruction.op == "reduce" and instruction.attribute == "sum"
+        for argument in instruction.args:
+            readers.setdefault(argument, []).append("add" if is_sum else instruction.op)
+    return frozenset(
+        position
+        for position, instruction in enumerate(nest.body)
+        if instruction.op == "multiply"
+        and instruction.dtype.kind == "f"
+        and readers.get(position) in (["add"], ["subtract"])
+    )
+
+
 def used(nest: Nest, positions: Sequence[int]) -> set[int]:
     """The values that those at `positions` are computed from, and these."""
     found = set(positions)

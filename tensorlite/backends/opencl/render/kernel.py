@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ....compiler.loops import Nest
 from ..runtime import Traits
-from .analysis import is_along_memory, kept_axes, levels_of, used
+from .analysis import factors_of, is_along_memory, kept_axes, levels_of, used
 from .reduce import Accumulator
 from .rows import Row
 from .text import Block, Text
@@ -76,7 +76,8 @@ class Body:
         nest, kept = self.nest, self.kept
         along = bool(nest.reduced) and is_along_memory(nest)
         lane = kept - 1 if kept and not along else None  # the kept axis along memory
-        block = Block(self.text, nest, [None] * len(nest.shape), {}, self.index)
+        nowhere = [None] * len(nest.shape)
+        block = Block(self.text, nest, nowhere, {}, self.index, factors_of(nest))
         if shares > 1:
             self.text.line("const int share = get_global_id(1);")
         if self.on_cpu:
@@ -125,14 +126,17 @@ class Body:
             if chunks > 1:
                 part = f"item % {chunks}"
                 pieces = -(-width // 16)
-                low = f"min((int)(({part}) * {pieces}L / {chunks} * 16), {width})"
-                high = f"min((int)((({part}) + 1) * {pieces}L / {chunks} * 16), {width})"
+                low = self._least(f"({part}) * {pieces}L / {chunks} * 16", width)
+                high = self._least(f"(({part}) + 1) * {pieces}L / {chunks} * 16", width)
             if not has_reductions:
+                if chunks > 1:
+                    text.line(f"const {self.index} low = {low}, high = {high};")
+                    low, high = "low", "high"
                 with text.vector_loop(f"for ({self.index} i = {low}; i < {high}; ++i)"):
                     Row(self, None, "").outputs(inside.inner({lane: "i"}))
                 return
             with text.block(f"for ({self.index} first = {low}; first < {high}; first += {step})"):
-                text.line(f"const int count = min((int)({high} - first), {step});")
+                text.line(f"const int count = {self._least(f'{high} - first', step)};")
                 write(inside, Row(self, lane, str(step)))
 
     def _points_of_gpu(
@@ -157,6 +161,10 @@ class Body:
         self.text.line("const int member = get_local_id(0);")
         inside = block.inner(self.unravelled("point", range(self.kept)))
         write(inside, Row(self, None, "", group=size))
+
+    def _least(self, number: str, most: int) -> str:
+        """The smaller of both, as an index; an int would not hold numbers of large nests."""
+        return f"min(({self.index})({number}), ({self.index}){most})"
 
     def unravelled(self, linear: str, axes: Sequence[int]) -> dict[int, str]:
         """The indices along `axes` of a point counted in row-major order."""

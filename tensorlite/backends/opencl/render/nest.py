@@ -25,14 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from .... import dtypes
 from ....compiler.axes import Canonical, canonical
 from ....compiler.launches import Call, Plan, Ref
 from ....compiler.loops import Instruction, Nest, Operand, Output, row_major
 from ....compiler.lower import lower
 from ..kernels import Kernel
 from ..runtime import Traits
-from .analysis import fits_int, is_along_memory, kept_axes, levels_of
+from .analysis import fits_int, is_along_memory, kept_axes, levels_of, written_once
 from .kernel import BLOCK, ENOUGH, GROUP, Body
 from .reduce import Accumulator
 from .scalar import helpers_for, stored_type
@@ -116,7 +115,7 @@ class _Planner:
         for accumulator in accumulators:
             stores += [(accumulator.name, accumulator.dtype)]
             if accumulator.numbered:
-                stores.append((accumulator.number, dtypes.int32))
+                stores.append((accumulator.number, accumulator.number_dtype))
         shared = [self._temporary(shares * points * dtype.itemsize) for _, dtype in stores]
         partial = Body(self.traits, nest._replace(outputs=()), self.numbers, self.index)
         partial.fold_shares(accumulators, shares)
@@ -137,8 +136,8 @@ class _Planner:
     def _without_idle_axes(self) -> None:
         """Where reductions are done, reduced axes are axes like others, if an output has them."""
         nest, kept = self.nest, kept_axes(self.nest)
-        stays = nest.kept()
-        if all(stays[output.value] for output in nest.outputs):
+        is_once = written_once(nest)
+        if all(is_once):
 
             def cut(operand: Operand) -> Operand:
                 return operand._replace(strides=operand.strides[:kept])
@@ -153,19 +152,19 @@ class _Planner:
             )
             self.numbers = self.numbers[:kept]
             return
-        written_once = [i for i, o in enumerate(nest.outputs) if stays[o.value]]
-        if written_once:
+        once = [i for i, written in enumerate(is_once) if written]
+        if once:
             # Outputs of both kinds: those of kept points are written by a kernel of their own.
-            part = nest._replace(outputs=tuple(nest.outputs[i] for i in written_once))
+            part = nest._replace(outputs=tuple(nest.outputs[i] for i in once))
             other = nest._replace(
-                outputs=tuple(o for i, o in enumerate(nest.outputs) if i not in written_once)
+                outputs=tuple(o for i, o in enumerate(nest.outputs) if i not in once)
             )
             whole, targets = self.nest, self.targets
-            self.nest, self.targets = part, [targets[i] for i in written_once]
+            self.nest, self.targets = part, [targets[i] for i in once]
             self._without_idle_axes()
             self._emit(Body(self.traits, self.nest, self.numbers, self.index), "_kept")
             self.nest = other
-            self.targets = [t for i, t in enumerate(targets) if i not in written_once]
+            self.targets = [t for i, t in enumerate(targets) if i not in once]
             self.numbers = (0,) * len(whole.shape)
         # What was an order of loops for folding is none for writing.
         self.nest, self.numbers = canonical(self.nest._replace(reduced=()))
@@ -233,7 +232,7 @@ def _combining(
         with text.block(f"for (int share = 0; share < {shares}; ++share)"):
             element = f"[share * {points} + point]"
             a.add_parts(text, f"part{number}{element}", f"part{number + 1}{element}")
-        for dtype in [a.dtype, dtypes.int32] if a.numbered else [a.dtype]:
+        for dtype in [a.dtype, a.number_dtype] if a.numbered else [a.dtype]:
             parameters.append(f"__global const {stored_type(dtype)} *part{number}")
             number += 1
         text.line(f"folded{i}[point] = {a.outcome};")

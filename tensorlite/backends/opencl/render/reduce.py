@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from .... import dtypes
 from ....compiler.loops import Nest, identity
 from .scalar import expression, literal, type_of
 from .text import Block, Text
@@ -19,7 +23,6 @@ _OPERATIONS = {
     "any": "or",
     "all": "and",
 }
-_NEVER = 2**31 - 1  # larger than the number of any point
 
 
 class Accumulator:
@@ -34,6 +37,10 @@ class Accumulator:
         self.numbered = self.how == "argmax"
         # What is folded; of argmax the result is the number of a point.
         self.dtype = nest.body[self.argument].dtype if self.numbered else instruction.dtype
+        # Numbers of points, of which argmax keeps the least, and one that no point has.
+        points = math.prod(nest.shape[axis] for axis in nest.reduced)
+        self.number_dtype = dtypes.int32 if points < 2**31 else dtypes.int64
+        self._never = int(np.iinfo(self.number_dtype).max)
         self.name = f"a{position}"
         self.number = f"n{position}"
 
@@ -45,7 +52,7 @@ class Accumulator:
     def _declared(self, text: Text, suffix: str, space: str = "") -> None:
         text.line(f"{space}{type_of(self.dtype)} {self.name}{suffix};")
         if self.numbered:
-            text.line(f"{space}int {self.number}{suffix};")
+            text.line(f"{space}{type_of(self.number_dtype)} {self.number}{suffix};")
 
     def declare(self, text: Text) -> None:
         self._declared(text, "")
@@ -60,14 +67,18 @@ class Accumulator:
         """Set a copy to what changes nothing."""
         text.line(f"{self.name}{place} = {literal(identity(self.how, self.dtype), self.dtype)};")
         if self.numbered:
-            text.line(f"{self.number}{place} = {_NEVER};")
+            text.line(f"{self.number}{place} = {self._never};")
+
+    def taken_from(self, point: Block) -> str:
+        """What is folded in at a point."""
+        return point.term(self.argument) if self.how == "sum" else point.value(self.argument)
 
     def add(self, text: Text, place: str, value: str, kernel: Body, point: Block) -> None:
         """Fold the value of a point in."""
         here = "0"
         if self.numbered:
             terms = [
-                f"(int)({point.axes[axis]}) * {step}"
+                f"({type_of(self.number_dtype)})({point.axes[axis]}) * {step}"
                 for axis, step in enumerate(kernel.numbers)
                 if step
             ]
@@ -92,7 +103,7 @@ class Accumulator:
         best = f"{self.number}{place}"
         with text.block(""):
             text.line(f"const {type_of(self.dtype)} x = {value}, y = {target};")
-            text.line(f"const int here = {number};")
+            text.line(f"const {type_of(self.number_dtype)} here = {number};")
             tied, wins = "x == y", "x > y"
             if self.dtype.kind == "f":  # a number that is none is larger than all numbers
                 tied, wins = "(x == y || (x != x && y != y))", "(x > y || (x != x && y == y))"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ....compiler.loops import Operand, row_major
-from .analysis import is_along_memory
+from .analysis import is_along_memory, written_once
 from .reduce import Accumulator
 from .text import Block
 
@@ -46,19 +46,17 @@ class Row:
         axis."""
         if not accumulators:
             return
-        arguments = [a.argument for a in accumulators]
         if self.lane is not None:
-            self._fold_lanes(block, accumulators, arguments, bounds)
+            self._fold_lanes(block, accumulators, bounds)
         elif self.group:
-            self._fold_group(block, accumulators, arguments, bounds)
+            self._fold_group(block, accumulators, bounds)
         else:
-            self._fold_row(block, accumulators, arguments, bounds)
+            self._fold_row(block, accumulators, bounds)
 
     def _fold_lanes(
         self,
         block: Block,
         accumulators: Sequence[Accumulator],
-        arguments: Sequence[int],
         bounds: Bounds | None,
     ) -> None:
         text, kernel = self.text, self.kernel
@@ -69,8 +67,8 @@ class Row:
                 a.reset(text, "[j]")
         with self._reduced_loops(block, bounds, skip_last=False) as inside, self._each_lane() as at:
             point = inside.inner(at, self._lane_values(block))
-            for a, argument in zip(accumulators, arguments, strict=True):
-                a.add(text, "[j]", point.value(argument), kernel, point)
+            for a in accumulators:
+                a.add(text, "[j]", a.taken_from(point), kernel, point)
         block.values.update({a.position: f"{a.outcome}[j]" for a in accumulators})
 
     def _lane_values(self, block: Block) -> dict[int, str]:
@@ -80,11 +78,10 @@ class Row:
         self,
         block: Block,
         accumulators: Sequence[Accumulator],
-        arguments: Sequence[int],
         bounds: Bounds | None,
     ) -> None:
         text, kernel, nest = self.text, self.kernel, self.kernel.nest
-        self._hoist(block, arguments)
+        self._hoist(block, [a.argument for a in accumulators])
         last = len(nest.shape) - 1
         low, high = ("0", str(nest.shape[last]))
         if bounds is not None and last == kernel.kept:
@@ -96,8 +93,8 @@ class Row:
                 a.declare(text)
                 a.reset(text, "")
             with self._reduced_loops(block, bounds, skip_last=False) as point:
-                for a, argument in zip(accumulators, arguments, strict=True):
-                    a.add(text, "", point.value(argument), kernel, point)
+                for a in accumulators:
+                    a.add(text, "", a.taken_from(point), kernel, point)
             block.values.update({a.position: a.outcome for a in accumulators})
             return
         for a in accumulators:
@@ -111,13 +108,13 @@ class Row:
             lanes = f"for (int j = 0; j < {LANES}; ++j)"
             with text.block(whole), text.vector_loop(lanes):
                 point = inside.inner({last: f"i{last} + j"})
-                for a, argument in zip(accumulators, arguments, strict=True):
-                    a.add(text, "[j]", point.value(argument), kernel, point)
+                for a in accumulators:
+                    a.add(text, "[j]", a.taken_from(point), kernel, point)
             if bounds is not None or size % LANES:
                 with text.block(f"for (; i{last} < {high}; ++i{last})"):
                     point = inside.inner({last: f"i{last}"})
-                    for a, argument in zip(accumulators, arguments, strict=True):
-                        a.add(text, "[0]", point.value(argument), kernel, point)
+                    for a in accumulators:
+                        a.add(text, "[0]", a.taken_from(point), kernel, point)
         for half in (8, 4, 2, 1):
             with text.block(f"for (int j = 0; j < {half}; ++j)"):
                 for a in accumulators:
@@ -128,17 +125,16 @@ class Row:
         self,
         block: Block,
         accumulators: Sequence[Accumulator],
-        arguments: Sequence[int],
         bounds: Bounds | None,
     ) -> None:
         text, kernel = self.text, self.kernel
-        self._hoist(block, arguments)
+        self._hoist(block, [a.argument for a in accumulators])
         for a in accumulators:
             a.declare_local(text, self.group)
             a.reset(text, "[member]")
         with self._member_loop(block, bounds) as point:
-            for a, argument in zip(accumulators, arguments, strict=True):
-                a.add(text, "[member]", point.value(argument), kernel, point)
+            for a in accumulators:
+                a.add(text, "[member]", a.taken_from(point), kernel, point)
         text.line("barrier(CLK_LOCAL_MEM_FENCE);")
         half = self.group // 2
         while half:
@@ -173,14 +169,15 @@ class Row:
 
     def outputs(self, block: Block) -> None:
         """Write the outputs of this row."""
-        nest, stays = self.kernel.nest, self.kernel.stays
+        nest = self.kernel.nest
         numbers = range(len(nest.outputs))
         if not nest.reduced:
             for number in numbers:
                 block.store(number)
             return
-        once = [n for n in numbers if stays[nest.outputs[n].value]]
-        each = [n for n in numbers if n not in once]
+        is_once = written_once(nest)
+        once = [n for n in numbers if is_once[n]]
+        each = [n for n in numbers if not is_once[n]]
         if once and self.lane is not None:
             with self._each_lane() as at:
                 point = block.inner(at, self._lane_values(block))
@@ -275,6 +272,7 @@ class Row:
         kernel, nest = self.kernel, self.kernel.nest
         low, high = bounds or ("0", str(nest.shape[kernel.kept]))
         rest = math.prod(nest.shape[kernel.kept + 1 :])
-        start = f"{kernel.index} r = ({low}) * {rest} + member"
-        with self.text.block(f"for ({start}; r < ({high}) * {rest}; r += {self.group})"):
+        first, end = (f"({kernel.index})({bound}) * {rest}" for bound in (low, high))
+        start = f"{kernel.index} r = {first} + member"
+        with self.text.block(f"for ({start}; r < {end}; r += {self.group})"):
             yield block.inner(kernel.unravelled("r", nest.reduced))

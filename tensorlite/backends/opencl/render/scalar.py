@@ -133,6 +133,17 @@ double scale_double(double x, double n) {
 }
 """,
 }
+for _type, _suffix in (("float", "f"), ("double", "")):
+    # A compiler that writes for a processor knows its instruction; its library's sqrt is a call.
+    HELPERS[f"root_{_type}"] = f"""\
+{_type} root_{_type}({_type} x) {{
+#if defined(__x86_64__) || defined(__aarch64__)
+    return __builtin_sqrt{_suffix}(x);
+#else
+    return sqrt(x);
+#endif
+}}
+"""
 for _type in ("uchar", "ushort", "uint", "ulong"):
     HELPERS[f"power_{_type}"] = f"""\
 {_type} power_{_type}({_type} x, {_type} y) {{
@@ -280,7 +291,7 @@ _RULES: dict[tuple[str, str], _Rule] = {
     ("max", "f"): _float_pick(">"),
     ("min", "f"): _float_pick("<"),
     ("abs", "f"): _float_abs,
-    ("sqrt", "f"): lambda d, x: f"sqrt({x})",
+    ("sqrt", "f"): lambda d, x: f"root_{type_of(d)}({x})",
     ("copysign", "f"): _copysign,
     ("floor", "f"): _rounded("floor"),
     ("ceil", "f"): _rounded("ceil"),
@@ -340,9 +351,11 @@ def cast(x: str, source: np.dtype[Any], target: np.dtype[Any]) -> str:
     if target == dtypes.bool_:
         return f"{x} != {literal(0, source)}"
     if source.kind == "f" and target == dtypes.uint64:
-        middle = literal(2.0**63, source)
-        high = f"(ulong)(long)({x} - {middle}) ^ 0x8000000000000000UL"
-        return f"{x} >= {middle} ? {high} : (ulong)(long)({x})"
+        # One conversion for both halves of the range: Intel's compiler ends in a segmentation
+        # fault where it makes vectors of a choice between two.
+        middle, zero = literal(2.0**63, source), literal(0.0, source)
+        low = f"{x} - ({x} >= {middle} ? {middle} : {zero})"
+        return f"(ulong)(long)({low}) ^ ({x} >= {middle} ? 0x8000000000000000UL : 0UL)"
     if source.kind == "f" and target.kind in "iu":
         through = "long" if target in (dtypes.int64, dtypes.uint32) else "int"
         return f"({type_of(target)})({through})({x})"

@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ....compiler.loops import Instruction, Nest, Operand
 from .scalar import expression, literal, stored_type, type_of
@@ -49,6 +49,7 @@ class Block:
         axes: the expression of the index along each axis, None where no loop runs.
         values: the names of values, by their positions in the nest.
         index: the type of addresses, int or long.
+        factors: the products that nothing but one sum reads.
     """
 
     def __init__(
@@ -58,17 +59,20 @@ class Block:
         axes: Sequence[str | None],
         values: Mapping[int, str],
         index: str,
+        factors: Collection[int] = (),
     ):
         self.text = text
         self.nest = nest
         self.axes = list(axes)
         self.values = dict(values)
         self.index = index
+        self.factors = factors
 
     def inner(self, axes: Mapping[int, str], values: Mapping[int, str] | None = None) -> Block:
         """A block inside this one, with more indices and more values."""
         places = [axes.get(axis, known) for axis, known in enumerate(self.axes)]
-        return Block(self.text, self.nest, places, {**self.values, **(values or {})}, self.index)
+        named = {**self.values, **(values or {})}
+        return Block(self.text, self.nest, places, named, self.index, self.factors)
 
     def value(self, position: int) -> str:
         """The name of a value, written before if it is not at hand."""
@@ -76,7 +80,8 @@ class Block:
         if found is not None:
             return found
         instruction = self.nest.body[position]
-        args = [self.value(a) for a in instruction.args]
+        named = self.term if instruction.op in ("add", "subtract") else self.value
+        args = [named(a) for a in instruction.args]
         written = self._written(instruction, args)
         if instruction.op == "constant":
             self.values[position] = written
@@ -85,6 +90,14 @@ class Block:
         self.text.line(f"const {type_of(instruction.dtype)} {name} = {written};")
         self.values[position] = name
         return name
+
+    def term(self, position: int) -> str:
+        """A value as a term of a sum. A product that nothing else reads has no name: compilers make
+        one rounded operation of product and sum, but only within an expression."""
+        if position in self.values or position not in self.factors:
+            return self.value(position)
+        first, second = (self.value(a) for a in self.nest.body[position].args)
+        return f"({first} * {second})"
 
     def _written(self, instruction: Instruction, args: Sequence[str]) -> str:
         op, positions, dtype, attribute = instruction
