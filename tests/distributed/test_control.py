@@ -9,6 +9,7 @@ import pytest
 from tensorlite.distributed.control import MAX_MESSAGE, Control
 from tensorlite.distributed.errors import Failure
 from tensorlite.distributed.rendezvous import Member
+from tensorlite.distributed.streams import PlainStream
 
 LONG = 20.0  # seconds: a bound for what should take none
 
@@ -20,12 +21,13 @@ class World:
         members = [Member(rank, f"host{rank}", 1) for rank in range(size)]
         hub_links, self.raw = {}, {}
         for rank in range(1, size):
-            hub_links[rank], self.raw[rank] = socket.socketpair()
+            ours, self.raw[rank] = socket.socketpair()
+            hub_links[rank] = PlainStream(ours)
         self.woken = [threading.Event() for _ in range(size)]
         self.ranks = {0: Control(0, members, hub_links, self.woken[0].set)}
         for rank in range(1, size):
             if rank not in without:
-                link = {0: self.raw[rank]}
+                link = {0: PlainStream(self.raw[rank])}
                 self.ranks[rank] = Control(rank, members, link, self.woken[rank].set)
 
     def close(self):
