@@ -133,6 +133,7 @@ class TlsStream:
         self._records = memoryview(bytearray(HANDSHAKE_BYTES))  # as they come from the socket
         self._unsent = memoryview(b"")  # encrypted, and not yet taken by the socket
         self._encrypted = 0  # plain bytes that the unsent ones stand for
+        self._broken = ""  # why nothing more can be read
         self._lock = threading.Lock()  # the protocol of one connection is not for two threads
 
     def handshake(self) -> bool:
@@ -171,7 +172,7 @@ class TlsStream:
 
     def receive(self, buffer: memoryview) -> int:
         with self._lock:
-            if self._incoming.pending or self._tls.pending():
+            if self._incoming.pending or self._tls.pending() or self._broken:
                 count = self._decrypt(buffer)
                 if count:
                     return count
@@ -202,15 +203,16 @@ class TlsStream:
         """Fill `buffer` as far as what has arrived goes; each read gives one record at most."""
         total = 0
         try:
-            while total < len(buffer):
+            while total < len(buffer) and not self._broken:
                 rest = buffer[total:]
                 # Typeshed thinks of the form without a buffer.
                 total += cast(int, self._tls.read(len(rest), rest))
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            if total == 0:  # otherwise the next call meets the same error
-                raise ConnectionError(f"TLS: {_reason(error)}") from None
+            self._broken = f"TLS: {_reason(error)}"
+        if total == 0 and self._broken:
+            raise ConnectionError(self._broken)
         return total
 
     def _pull(self) -> bool:
