@@ -22,7 +22,7 @@ from .streams import Stream
 HANDSHAKE_SECONDS = 5.0
 MAX_HALF_OPEN = 256
 BACKLOG = 4096  # connections that the kernel keeps until they are accepted, if it lets us
-ACCEPTED_AT_ONCE = 64  # before those that are half open have their turn
+ACCEPTED_AT_ONCE = 16  # before those that are half open have their turn
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Caller = tuple[str, int]  # channel and rank

@@ -36,6 +36,8 @@ Record = Message
 RECORD_BYTES = 64 * 1024  # no record is longer
 SECONDS_BETWEEN_RECORDS = 0.1
 SEND_SECONDS = 5.0
+ATTEMPTS = 3  # to connect: a flood of strangers may have cost the first one its place
+SECONDS_BETWEEN_ATTEMPTS = 0.1
 DRIVER, REPORTER = 0, 0  # the ranks that the handshake names
 
 
@@ -96,7 +98,7 @@ class Monitor:
         for stream, reader in self._readers.items():
             reader.join(1.0)  # the last record may still be on its way
             stream.shutdown()
-            reader.join()
+            reader.join(1.0)
             stream.close()
 
     def _serve(self) -> None:
@@ -134,10 +136,15 @@ class Reporter:
         self._last = 0.0
         if address is None:
             return
-        try:
-            self._stream = _connect(address)
-        except (HandshakeError, OSError) as error:
-            self._give_up(f"cannot reach the driver at {address.host}:{address.port}: {error}")
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                self._stream = _connect(address)
+                return
+            except (HandshakeError, OSError) as error:
+                problem = f"cannot reach the driver at {address.host}:{address.port}: {error}"
+            if left:
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        self._give_up(problem)
 
     def __call__(self, record: Record, last: bool = False) -> None:
         """Send `record`, unless one was sent a moment ago and this is not the last."""

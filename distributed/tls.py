@@ -29,8 +29,8 @@ from .handshake import HandshakeError
 # Of plain bytes that are encrypted at once, before they are sent. Larger pieces cost more: malloc
 # would take memory for each from the system and give it back.
 ENCRYPT_BYTES = 64 * 1024
-RECEIVE_BYTES = 256 * 1024  # asked of the kernel at once, after the handshake
-HANDSHAKE_BYTES = 4 * 1024  # and before it, when the caller may be anybody
+RECEIVE_BYTES = 256 * 1024  # asked of the kernel at once
+HANDSHAKE_BYTES = 4 * 1024  # likewise, of callers who may be anybody
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,6 @@ class TlsStream:
                 self._pull()
                 self._tls.do_handshake()
                 done = True
-                self._records = memoryview(bytearray(RECEIVE_BYTES))
             except ssl.SSLWantReadError:
                 done = False
             except ssl.SSLError as error:
@@ -172,6 +171,8 @@ class TlsStream:
 
     def receive(self, buffer: memoryview) -> int:
         with self._lock:
+            if len(buffer) > len(self._records):  # no handshake asks for so much
+                self._records = memoryview(bytearray(RECEIVE_BYTES))
             if self._incoming.pending or self._tls.pending() or self._broken:
                 count = self._decrypt(buffer)
                 if count:
