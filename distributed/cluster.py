@@ -32,6 +32,7 @@ _ENCRYPTION = (
     "spark.authenticate.enableSaslEncryption",
     "spark.ssl.enabled",
     "spark.ssl.rpc.enabled",
+    "spark.io.encryption.enabled",
 )
 _FAILED_TASK = re.compile(r"ResultTask\((\d+), (\d+)\)")
 
@@ -69,14 +70,12 @@ def without_pyspark(error: ImportError) -> DistributedError:
     )
 
 
-def check(
-    context: SparkContext, num_workers: int, slots_timeout: float, allow_unencrypted: bool
-) -> None:
+def check(context: SparkContext, num_workers: int, slots_timeout: float) -> None:
     """Refuse what would hang or fail later.
 
     Raises:
         SlotsError: the cluster cannot run `num_workers` tasks at the same time.
-        DistributedError: dynamic allocation or network encryption is on.
+        DistributedError: dynamic allocation is on.
     """
     conf = context.getConf()
     local = _is_local(context)
@@ -86,22 +85,23 @@ def check(
             "work with it; set it to false and ask for a fixed number of executors "
             "(spark.executor.instances)"
         )
-    encrypted = [key for key in _ENCRYPTION if conf.get(key, "false") == "true"]
-    if encrypted and not allow_unencrypted and num_workers > 1:
-        raise DistributedError(
-            f"launch: {', '.join(encrypted)} is on, but the connections among the workers are "
-            "authenticated and not encrypted; pass allow_unencrypted=True if the network among the "
-            "executors can be trusted"
-        )
     slots = _slots(context) if local else _settled_slots(context, num_workers, slots_timeout)
     if slots < num_workers:
         raise SlotsError(_too_few(context, num_workers, slots, local))
 
 
-def driver_host(spark: Any, num_workers: int) -> str:
-    """The address at which the executors reach the driver. Starts a session as `launch` would."""
-    host = spark_context(spark, num_workers).getConf().get("spark.driver.host")
-    return str(host).strip("[]")
+def must_encrypt(context: SparkContext, asked: bool | None) -> bool:
+    """Whether the connections among the workers are to be encrypted: as was asked for, or else as
+    Spark does."""
+    if asked is not None:
+        return asked
+    conf = context.getConf()
+    return any(str(conf.get(key, "false")).lower() == "true" for key in _ENCRYPTION)
+
+
+def driver_host(context: SparkContext) -> str:
+    """The address at which the executors reach the driver."""
+    return str(context.getConf().get("spark.driver.host")).strip("[]")
 
 
 @contextlib.contextmanager

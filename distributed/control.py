@@ -6,34 +6,33 @@ messages exist: ABORT (a `Failure`), BYE (this rank is done, well or not) and DO
 ranks are done). A connection that ends before BYE means a dead process. The first failure counts;
 it wakes a blocked collective through the callback, and every later one raises it.
 
-Messages are a four-byte length and JSON. They are read only from connections that passed the
-handshake, and the length is bounded."""
+Messages are frames of JSON with a bounded length, and are read only from connections that passed
+the handshake."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import selectors
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .errors import Failure
+from .frames import Frames, Message, frame
 from .rendezvous import Member
+from .streams import Stream, send_all
 
-MAX_MESSAGE = 512 * 1024
+MAX_MESSAGE = 1024 * 1024  # room for a failure of `errors.TEXT_LIMIT` characters, all escaped
 SEND_SECONDS = 5.0
-
-_LENGTH = struct.Struct("!I")
+RECEIVE_BYTES = 64 * 1024
 
 
 class Control:
     """One rank's end of the control channel.
 
     Args:
-        links: sockets by rank: all ranks' on rank 0, rank 0's on the others. `Control` owns them.
+        links: streams by rank: all ranks' on rank 0, rank 0's on the others. `Control` owns them.
         on_failure: called once, from any thread, when the first failure is known.
     """
 
@@ -41,7 +40,7 @@ class Control:
         self,
         rank: int,
         members: list[Member],
-        links: dict[int, socket.socket],
+        links: dict[int, Stream],
         on_failure: Callable[[], None],
     ):
         self.failure: Failure | None = None
@@ -97,7 +96,7 @@ class Control:
             self._wake.send(b"\0")
         self._thread.join()
         for link in self._links.values():
-            link.socket.close()
+            link.stream.close()
         self._wake.close()
         self._waker.close()
 
@@ -112,16 +111,18 @@ class Control:
         self._failed.set()
         self._on_failure()
 
-    def _send(self, peer: int, message: dict[str, str]) -> None:
+    def _send(self, peer: int, message: Message) -> None:
         # A peer that cannot be told is dead or stuck; its own connection or deadline will say so.
         with contextlib.suppress(OSError):
-            self._links[peer].send(json.dumps(message).encode())
+            self._links[peer].send(message)
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._waker, selectors.EVENT_READ)
             for peer, link in self._links.items():
-                selector.register(link.socket, selectors.EVENT_READ, peer)
+                # What came with the end of the handshake has left the socket and would not wake us.
+                if self._read(peer):
+                    selector.register(link.stream.fileno(), selectors.EVENT_READ, peer)
             while not self._closing:
                 for key, _ in selector.select():
                     if key.data is None:
@@ -132,15 +133,14 @@ class Control:
     def _read(self, peer: int) -> bool:
         """Take in what `peer` sent; False when its connection has ended."""
         try:
-            messages = self._links[peer].receive()
-            for message in messages:
+            for message in self._links[peer].receive():
                 self._handle(peer, message)
             return True
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._lost(peer, str(error))
             return False
 
-    def _handle(self, peer: int, message: dict[str, str]) -> None:
+    def _handle(self, peer: int, message: Message) -> None:
         kind = message["kind"]
         if kind == "abort":
             self._fail(Failure.from_json(message["failure"]), heard_from=peer)
@@ -175,38 +175,20 @@ class Control:
 
 
 class _Link:
-    """Messages over one socket. Any thread may send; only the watching one receives."""
+    """Messages over one stream. Any thread may send; only the watching one receives."""
 
-    def __init__(self, connection: socket.socket):
-        self.socket = connection
-        self.socket.settimeout(SEND_SECONDS)
-        self._lock = threading.Lock()
-        self._received = bytearray()
+    def __init__(self, stream: Stream):
+        self.stream = stream
+        self._sending = threading.Lock()
+        self._frames = Frames(MAX_MESSAGE)
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
 
-    def send(self, message: bytes) -> None:
-        with self._lock:
-            self.socket.sendall(_LENGTH.pack(len(message)) + message)
+    def send(self, message: Message) -> None:
+        with self._sending:
+            send_all(self.stream, frame(message), time.monotonic() + SEND_SECONDS)
 
-    def receive(self) -> list[dict[str, str]]:
+    def receive(self) -> Iterator[Message]:
         """The messages that are complete now. Raises `OSError` at the end, `ValueError` on
         garbage."""
-        part = self.socket.recv(65536)
-        if not part:
-            raise ConnectionError("end of stream")
-        self._received += part
-        messages = []
-        while len(self._received) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._received)
-            if length > MAX_MESSAGE:
-                raise ValueError(
-                    f"a control message of {length} bytes is longer than {MAX_MESSAGE}"
-                )
-            end = _LENGTH.size + length
-            if len(self._received) < end:
-                break
-            message = json.loads(self._received[_LENGTH.size : end])
-            if not isinstance(message, dict):
-                raise ValueError("a control message must be a JSON object")
-            messages.append(message)
-            del self._received[:end]
-        return messages
+        while count := self.stream.receive(self._buffer):
+            yield from self._frames.feed(self._buffer[:count])

@@ -126,6 +126,8 @@ class Failure:
         types = {"rank": int, "partition": int, "origin": bool}
         if any(not isinstance(value, types.get(name, str)) for name, value in fields.items()):
             raise ValueError("a failure has a field of a wrong type")
+        if isinstance(cause, dict) and cause.get("cause"):
+            raise ValueError("a failure's cause has no cause of its own")
         try:
             return cls(**fields, cause=cls.from_json(json.dumps(cause)) if cause else None)
         except TypeError as error:

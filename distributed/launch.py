@@ -24,7 +24,7 @@ def launch(
     slots_timeout: float = 60.0,
     port_range: tuple[int, int] | None = None,
     bind: str | None = None,
-    allow_unencrypted: bool = False,
+    encrypt: bool | None = None,
 ) -> list[Any]:
     """Run `main(worker, *args)` in `num_workers` workers at the same time, each a task of one Spark
     barrier stage.
@@ -47,8 +47,10 @@ def launch(
             system.
         bind: the address on which workers listen, where it is not the one that Spark reports for
             the task.
-        allow_unencrypted: go on although Spark's own network traffic is encrypted, which that of
-            the workers is not.
+        encrypt: whether all connections among the workers speak TLS 1.3, with keys that are made
+            for this run. None does as Spark does: yes if its network encryption, its SSL or its
+            encryption of files is on. It needs the package cryptography on the workers. Tasks of
+            one host may still share memory.
 
     Returns:
         [result of rank 0, result of rank 1, ...]
@@ -64,7 +66,7 @@ def launch(
     _check_arguments(main, args, num_workers, port_range)
     call = _pickled(main, args)
     context = cluster.spark_context(spark, num_workers)
-    cluster.check(context, num_workers, slots_timeout, allow_unencrypted)
+    cluster.check(context, num_workers, slots_timeout)
     options = Options(
         secret=secrets.token_bytes(32),
         device=device,
@@ -72,6 +74,7 @@ def launch(
         connect_timeout=connect_timeout,
         bind=bind,
         port_range=port_range,
+        encrypt=cluster.must_encrypt(context, encrypt),
     )
     return _run(context, call, options, num_workers)
 

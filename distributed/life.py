@@ -37,6 +37,7 @@ class Options:
     grace: float = 3.0
     bind: str | None = None
     port_range: tuple[int, int] | None = None
+    encrypt: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: 
             bind=options.bind,
             port_range=options.port_range,
             timeout=options.connect_timeout,
+            encrypt=options.encrypt,
         )
     except Exception as error:
         return Outcome(failure=failure_of(error, rank, host, place.partition), settled=False)

@@ -48,6 +48,7 @@ def run_local(
     device: str = "cpu",
     timeout: float = 300.0,
     port_range: tuple[int, int] | None = None,
+    encrypt: bool = False,
 ) -> list[Any]:
     """Run `main(worker, *args)` in `num_workers` workers on this machine, without Spark.
 
@@ -56,6 +57,7 @@ def run_local(
             "processes", which need a `main` that can be imported, and arguments and results that
             can be pickled.
         timeout: seconds without any progress after which a collective gives up.
+        encrypt: whether the connections speak TLS, as `launch` has it.
 
     Returns:
         [result of rank 0, result of rank 1, ...]
@@ -65,7 +67,9 @@ def run_local(
     """
     if num_workers < 1:
         raise ValueError(f"run_local: num_workers must be at least 1, got {num_workers}")
-    options = Options(secrets.token_bytes(32), device, timeout, port_range=port_range)
+    options = Options(
+        secrets.token_bytes(32), device, timeout, port_range=port_range, encrypt=encrypt
+    )
     if mode == "threads":
         outcomes = _in_threads(main, args, num_workers, options)
     elif mode == "processes":

@@ -2,16 +2,18 @@
 process that started it, which shows them as a progress bar.
 
 Watching is a courtesy. When the connection cannot be made or breaks, training goes on and says so
-once. Records are JSON objects of bounded length; nothing is unpickled."""
+once. Records are frames of JSON with a bounded length.
+
+The monitor listens for as long as the run lasts, so it has to bear whoever calls: one thread holds
+all callers until they are proven, and only a proven one gets a thread that reads its records."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import secrets
+import select
 import socket
-import struct
 import sys
 import threading
 import time
@@ -22,42 +24,62 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .handshake import WELCOME, Credentials, HandshakeError, accept, converse, dial
-from .rendezvous import HANDSHAKE_SECONDS, NONCE_BYTES, listen
+from .acceptor import HANDSHAKE_SECONDS, Acceptor
+from .frames import Frames, Message, frame
+from .handshake import Credentials, HandshakeError, call
+from .rendezvous import NONCE_BYTES, listen
+from .streams import PlainStream, Stream, send_all
+from .tls import Identity, TlsAcceptor, dial_tls
 
-Record = dict[str, Any]
+Record = Message
 
 RECORD_BYTES = 64 * 1024  # no record is longer
 SECONDS_BETWEEN_RECORDS = 0.1
-CALLERS_AT_ONCE = 16  # connections that may be half open at a time
+SEND_SECONDS = 5.0
+ATTEMPTS = 3  # to connect: a flood of strangers may have cost the first one its place
+SECONDS_BETWEEN_ATTEMPTS = 0.1
 DRIVER, REPORTER = 0, 0  # the ranks that the handshake names
-
-_LENGTH = struct.Struct("!I")
 
 
 @dataclasses.dataclass(frozen=True)
 class MonitorAddress:
-    """Where a `Monitor` listens, and how to prove oneself to it. Travels inside the job."""
+    """Where a `Monitor` listens, and how to prove oneself to it. Travels inside the job.
+
+    `certificate` is the monitor's, and None where nothing is encrypted.
+    """
 
     host: str
     port: int
-    credentials: Credentials = dataclasses.field(repr=False)
+    credentials: Credentials
+    certificate: bytes | None = dataclasses.field(default=None, repr=False)
 
 
 class Monitor:
     """Listens for the records of one run and hands each to `watch`, in a thread of its own.
 
+    Args:
+        encrypt: whether records come over TLS. The reporter knows the monitor by its certificate,
+            and the monitor knows the reporter by the handshake inside.
+
     Raises:
         OSError: `host` is not an address of this machine.
+        DistributedError: encryption needs a package that is missing.
     """
 
-    def __init__(self, host: str, watch: Callable[[Record], None]):
-        self._listener = listen(host)
+    def __init__(self, host: str, watch: Callable[[Record], None], encrypt: bool = False):
         self._watch = watch
+        self._wrap: Callable[[socket.socket], Stream] = PlainStream
+        certificate = None
+        if encrypt:
+            identity = Identity.make("monitor")
+            certificate = identity.certificate
+            self._wrap = TlsAcceptor(identity, certificates=None)
         credentials = Credentials(secrets.token_bytes(32), secrets.token_bytes(NONCE_BYTES), 0)
-        self.address = MonitorAddress(host, self._listener.getsockname()[1], credentials)
-        self._slots = threading.BoundedSemaphore(CALLERS_AT_ONCE)
-        self._readers: list[threading.Thread] = []
+        self._listener = listen(host)
+        port = self._listener.getsockname()[1]
+        self.address = MonitorAddress(host, port, credentials, certificate)
+        self._ended = threading.Event()
+        self._readers: dict[Stream, threading.Thread] = {}
         self._thread = threading.Thread(target=self._serve, name="tensorlite-monitor", daemon=True)
 
     def __enter__(self) -> Monitor:
@@ -70,106 +92,95 @@ class Monitor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
+        self._ended.set()
+        self._thread.join()
         self._listener.close()
-        self._thread.join(HANDSHAKE_SECONDS)
-        for reader in self._readers:
+        for stream, reader in self._readers.items():
+            reader.join(1.0)  # the last record may still be on its way
+            stream.shutdown()
             reader.join(1.0)
+            stream.close()
 
     def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            if not self._slots.acquire(blocking=False):
-                connection.close()
-                continue
-            reader = threading.Thread(target=self._read, args=(connection,), daemon=True)
-            reader.start()
-            self._readers = [t for t in self._readers if t.is_alive()] + [reader]
+        credentials = self.address.credentials
+        with Acceptor(self._listener, credentials, DRIVER, _is_reporter, self._wrap) as acceptor:
+            while not self._ended.is_set():
+                for _, stream in acceptor.wait(0.1):
+                    reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+                    self._readers[stream] = reader
+                    reader.start()
 
-    def _read(self, connection: socket.socket) -> None:
-        try:
-            with connection:
-                connection.settimeout(HANDSHAKE_SECONDS)
-                credentials = self.address.credentials
-                converse(connection, accept(credentials, DRIVER, _is_reporter))
-                connection.sendall(WELCOME)
-                connection.settimeout(None)
-                while (record := _receive(connection)) is not None:
-                    self._watch(record)
-        except (HandshakeError, OSError, ValueError):
-            return  # a stranger, or a worker that is gone; its failure is reported elsewhere
-        finally:
-            self._slots.release()
+    def _read(self, stream: Stream) -> None:
+        frames = Frames(RECORD_BYTES)
+        buffer = memoryview(bytearray(RECORD_BYTES))
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLIN)
+        # The reporter is gone, or sends what is no record; its failure is reported elsewhere.
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                while count := stream.receive(buffer):
+                    for record in frames.feed(buffer[:count]):
+                        self._watch(record)
+                poll.poll()
 
 
 def _is_reporter(channel: str, rank: int) -> bool:
     return channel == "monitor" and rank == REPORTER
 
 
-def _receive(connection: socket.socket) -> Record | None:
-    """The next record, or None at the end. Raises `ValueError` for what is no record."""
-    header = _exactly(connection, _LENGTH.size)
-    if header is None:
-        return None
-    (length,) = _LENGTH.unpack(header)
-    if length > RECORD_BYTES:
-        raise ValueError(f"a record of {length} bytes")
-    body = _exactly(connection, length)
-    record = json.loads(body) if body is not None else None
-    if not isinstance(record, dict):
-        raise ValueError("a record is a JSON object")
-    return record
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    received = b""
-    while len(received) < count:
-        part = connection.recv(count - len(received))
-        if not part:
-            return None
-        received += part
-    return received
-
-
 class Reporter:
     """Sends records to a `Monitor`; without an address, or once the connection is lost, nowhere."""
 
     def __init__(self, address: MonitorAddress | None):
-        self._connection: socket.socket | None = None
+        self._stream: Stream | None = None
         self._last = 0.0
         if address is None:
             return
-        try:
-            place = (address.host, address.port)
-            self._connection = socket.create_connection(place, HANDSHAKE_SECONDS)
-            converse(self._connection, dial(address.credentials, "monitor", REPORTER, DRIVER))
-        except (HandshakeError, OSError) as error:
-            self._give_up(f"cannot reach the driver at {address.host}:{address.port}: {error}")
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                self._stream = _connect(address)
+                return
+            except (HandshakeError, OSError) as error:
+                problem = f"cannot reach the driver at {address.host}:{address.port}: {error}"
+            if left:
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        self._give_up(problem)
 
     def __call__(self, record: Record, last: bool = False) -> None:
         """Send `record`, unless one was sent a moment ago and this is not the last."""
         now = time.monotonic()
-        if self._connection is None or (now - self._last < SECONDS_BETWEEN_RECORDS and not last):
+        if self._stream is None or (now - self._last < SECONDS_BETWEEN_RECORDS and not last):
             return
         self._last = now
-        body = json.dumps(record).encode()
         try:
-            self._connection.sendall(_LENGTH.pack(len(body)) + body)
+            send_all(self._stream, frame(record), now + SEND_SECONDS)
         except OSError as error:
             self._give_up(str(error))
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _give_up(self, problem: str) -> None:
         warnings.warn(f"progress is no longer shown: {problem}", RuntimeWarning, stacklevel=3)
         self.close()
+
+
+def _connect(address: MonitorAddress) -> Stream:
+    deadline = time.monotonic() + HANDSHAKE_SECONDS
+    connection = socket.create_connection((address.host, address.port), HANDSHAKE_SECONDS)
+    stream: Stream
+    if address.certificate is None:
+        stream = PlainStream(connection)
+    else:
+        stream = dial_tls(connection, None, DRIVER, address.certificate)
+    try:
+        call(stream, address.credentials, "monitor", REPORTER, DRIVER, deadline)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 class ProgressBar:

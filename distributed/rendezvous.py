@@ -10,29 +10,32 @@ to."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import secrets
-import selectors
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import RendezvousError
-from .handshake import WELCOME, Credentials, HandshakeError, Step, accept, converse, dial
+from .acceptor import BACKLOG, HANDSHAKE_SECONDS, Acceptor, Caller
+from .errors import DistributedError, RendezvousError
+from .handshake import Credentials, HandshakeError, call
+from .streams import PlainStream, Stream
+from .tls import Identity, TlsAcceptor, dial_tls
 
-PROTOCOL = 1
+PROTOCOL = 2
 NONCE_BYTES = 16
 _ADVICE = (
     "Check that these hosts may open TCP connections to each other; port_range=(first, last) keeps "
     "to ports that a firewall allows"
 )
-HANDSHAKE_SECONDS = 5.0
-MAX_HALF_OPEN = 256  # half-open connections held at once; beyond that the oldest is dropped
 
 Gather = Callable[[str], list[str]]  # one message from each rank, in rank order
 
@@ -44,6 +47,7 @@ class Member:
     rank: int
     host: str
     port: int
+    certificate: bytes | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -52,14 +56,14 @@ class Member:
 
 @dataclasses.dataclass
 class Links:
-    """The connections of one worker. `control` maps ranks to sockets: all of them on rank 0, only
+    """The connections of one worker. `control` maps ranks to streams: all of them on rank 0, only
     rank 0 elsewhere."""
 
     members: list[Member]
     credentials: Credentials
-    next: socket.socket
-    previous: socket.socket
-    control: dict[int, socket.socket]
+    next: Stream
+    previous: Stream
+    control: dict[int, Stream]
 
 
 def meet(
@@ -74,6 +78,7 @@ def meet(
     bind: str | None = None,
     port_range: tuple[int, int] | None = None,
     timeout: float = 60.0,
+    encrypt: bool = False,
 ) -> Links:
     """Connect this worker with the others. Every rank must call it.
 
@@ -87,20 +92,23 @@ def meet(
         port_range: the first and the last port that may be used; None leaves the choice to the
             system.
         timeout: seconds until all connections must stand.
+        encrypt: whether they speak TLS, with keys that are made here.
 
     Raises:
         RendezvousError: a worker has no free port, does not answer, or could not prove itself.
     """
-    listener, mine = _open(rank, host, hosts, bind, port_range, attempt)
+    listener, identity, mine = _open(rank, host, hosts, bind, port_range, attempt, encrypt)
     with listener if listener is not None else contextlib.nullcontext():
-        published = [_parse(text) for text in gather(json.dumps(mine))]
-        published.sort(key=lambda entry: entry["rank"])
-        _check(published, size)
-        members = [Member(e["rank"], e["host"], e["port"]) for e in published]
-        first = published[0]
-        credentials = Credentials(secret, bytes.fromhex(first["nonce"]), first["attempt"])
+        published = sorted(((_parse(text), text) for text in gather(json.dumps(mine))), key=_rank)
+        entries = [entry for entry, _ in published]
+        _check(entries, size)
+        members = [_member(entry) for entry in entries]
+        # Every rank's own random number is in it.
+        nonce = hashlib.sha256("\n".join(text for _, text in published).encode()).digest()
+        credentials = Credentials(secret, nonce, entries[0]["attempt"])
         assert listener is not None  # otherwise _check found the error that this rank published
-        return _connect(listener, members, rank, credentials, time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        return _connect(listener, members, rank, credentials, identity, deadline)
 
 
 def host_of(address: str) -> str:
@@ -123,7 +131,7 @@ def listen(host: str, port_range: tuple[int, int] | None = None) -> socket.socke
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.bind((address[0], port, *address[2:]))
-            listener.listen(128)
+            listener.listen(BACKLOG)
             return listener
         except OSError:
             listener.close()
@@ -139,9 +147,10 @@ def _open(
     bind: str | None,
     port_range: tuple[int, int] | None,
     attempt: int,
-) -> tuple[socket.socket | None, dict[str, Any]]:
-    """The listening socket and what to publish about it. A failure is published too, or the others
-    would wait for ever."""
+    encrypt: bool,
+) -> tuple[socket.socket | None, Identity | None, dict[str, Any]]:
+    """The listening socket, this rank's key, and what to publish about them. A failure is published
+    too, or the others would wait for ever."""
     entry: dict[str, Any] = {
         "protocol": PROTOCOL,
         "byteorder": sys.byteorder,
@@ -150,7 +159,16 @@ def _open(
         "port": 0,
         "attempt": attempt,
         "nonce": secrets.token_hex(NONCE_BYTES),
+        "certificate": None,
     }
+    identity = None
+    if encrypt:
+        try:
+            identity = Identity.make(f"rank {rank}")
+        except DistributedError as error:
+            entry["error"] = str(error)
+            return None, None, entry
+        entry["certificate"] = base64.b64encode(identity.certificate).decode()
     where = bind or host
     try:
         if bind is None and _is_loopback(host) and any(other != host for other in hosts):
@@ -162,9 +180,9 @@ def _open(
         ports = f" on ports {port_range[0]}-{port_range[1]}" if port_range else ""
         advice = "choose another port_range" if port_range else 'pass bind="0.0.0.0" or bind="::"'
         entry["error"] = f"cannot listen at {where}{ports}: {error}; {advice}"
-        return None, entry
+        return None, None, entry
     entry["port"] = listener.getsockname()[1]
-    return listener, entry
+    return listener, identity, entry
 
 
 def _is_loopback(host: str) -> bool:
@@ -182,6 +200,16 @@ def _parse(text: str) -> dict[str, Any]:
     return entry
 
 
+def _rank(published: tuple[dict[str, Any], str]) -> int:
+    return published[0]["rank"]
+
+
+def _member(entry: dict[str, Any]) -> Member:
+    certificate = entry["certificate"]
+    pin = base64.b64decode(certificate) if certificate is not None else None
+    return Member(entry["rank"], entry["host"], entry["port"], pin)
+
+
 def _check(published: list[dict[str, Any]], size: int) -> None:
     ranks = [entry["rank"] for entry in published]
     if ranks != list(range(size)):
@@ -193,6 +221,8 @@ def _check(published: list[dict[str, Any]], size: int) -> None:
     ]
     if problems:
         raise RendezvousError("; ".join(problems))
+    if len({entry["certificate"] is None for entry in published}) > 1:
+        raise RendezvousError("some workers encrypt and others do not; pass encrypt to all alike")
     if len({entry["byteorder"] for entry in published}) > 1:
         raise RendezvousError("the workers' machines differ in byte order; use one kind of machine")
 
@@ -202,20 +232,28 @@ def _connect(
     members: list[Member],
     rank: int,
     credentials: Credentials,
+    identity: Identity | None,
     deadline: float,
 ) -> Links:
     size = len(members)
     expected = {("ring", (rank - 1) % size)}
     if rank == 0:
         expected |= {("control", other) for other in range(1, size)}
-    calls = _Calls(listener, credentials, rank, expected, deadline)
+    wrap: Callable[[socket.socket], Stream] = PlainStream
+    if identity is not None:
+        pins = {member.rank: member.certificate or b"" for member in members}
+        wrap = TlsAcceptor(identity, pins)
+    calls = _Calls(listener, credentials, rank, expected, wrap, deadline)
+    reach = functools.partial(
+        _dial, rank=rank, credentials=credentials, identity=identity, deadline=deadline
+    )
     thread = threading.Thread(target=calls.serve, name="tensorlite-accept", daemon=True)
     thread.start()
-    dialled: list[socket.socket] = []
+    dialled: list[Stream] = []
     try:
-        dialled.append(_dial(members[(rank + 1) % size], "ring", rank, credentials, deadline))
+        dialled.append(reach(members[(rank + 1) % size], "ring"))
         if rank != 0:
-            dialled.append(_dial(members[0], "control", rank, credentials, deadline))
+            dialled.append(reach(members[0], "control"))
         thread.join(max(0.0, deadline - time.monotonic()) + HANDSHAKE_SECONDS)
         missing = expected - calls.accepted.keys()
         if missing:
@@ -223,11 +261,9 @@ def _connect(
     except BaseException:
         calls.stopped.set()
         thread.join()
-        for connection in [*dialled, *calls.accepted.values()]:
-            connection.close()
+        for stream in [*dialled, *calls.accepted.values()]:
+            stream.close()
         raise
-    for connection in [*dialled, *calls.accepted.values()]:
-        _tune(connection)
     control = {0: dialled[1]} if rank != 0 else {}
     control |= {
         peer: link for (channel, peer), link in calls.accepted.items() if channel == "control"
@@ -236,18 +272,53 @@ def _connect(
     return Links(members, credentials, dialled[0], previous, control)
 
 
-def _explain(members: list[Member], rank: int, missing: set[tuple[str, int]], calls: _Calls) -> str:
+class _Calls:
+    """Accepts the expected connections, in a thread of its own."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        credentials: Credentials,
+        rank: int,
+        expected: set[Caller],
+        wrap: Callable[[socket.socket], Stream],
+        deadline: float,
+    ):
+        self.accepted: dict[Caller, Stream] = {}
+        self.stopped = threading.Event()
+        self.acceptor = Acceptor(
+            listener,
+            credentials,
+            rank,
+            lambda *caller: caller in expected,
+            lambda connection: wrap(_tuned(connection)),
+        )
+        self._expected = expected
+        self._deadline = deadline
+
+    def serve(self) -> None:
+        with self.acceptor:
+            while self.accepted.keys() != self._expected and not self.stopped.is_set():
+                if time.monotonic() > self._deadline:
+                    break
+                for caller, stream in self.acceptor.wait(0.05):
+                    if caller in self.accepted:  # it did not see our welcome and called again
+                        self.accepted[caller].close()
+                    self.accepted[caller] = stream
+
+
+def _explain(members: list[Member], rank: int, missing: set[Caller], calls: _Calls) -> str:
     who = ", ".join(f"{members[peer]} ({channel})" for channel, peer in sorted(missing))
+    acceptor = calls.acceptor
     strangers = (
-        f"; {calls.turned_away} other connections were turned away, the last: {calls.reason}"
-        if calls.turned_away
+        f"; {acceptor.turned_away} other connections were turned away, the last: {acceptor.reason}"
+        if acceptor.turned_away
         else ""
     )
     return f"{members[rank]} waited in vain for a connection from {who}{strangers}. {_ADVICE}"
 
 
-def _tune(connection: socket.socket) -> None:
-    connection.setblocking(True)
+def _tuned(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A host that loses power or its network closes nothing: keepalive finds it within half a
     # minute.
@@ -255,144 +326,41 @@ def _tune(connection: socket.socket) -> None:
     for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return connection
 
 
 def _dial(
-    peer: Member, channel: str, rank: int, credentials: Credentials, deadline: float
-) -> socket.socket:
+    peer: Member,
+    channel: str,
+    *,
+    rank: int,
+    credentials: Credentials,
+    identity: Identity | None,
+    deadline: float,
+) -> Stream:
     problem = "no answer"
     while (left := deadline - time.monotonic()) > 0:
-        connection: socket.socket | None = None
         try:
             connection = socket.create_connection(
                 (peer.host, peer.port), min(HANDSHAKE_SECONDS, left)
             )
-            converse(connection, dial(credentials, channel, rank, peer.rank))
-            return connection
+        except OSError as error:
+            problem = str(error) or type(error).__name__
+            time.sleep(min(0.1, left))
+            continue
+        if identity is None:
+            stream: Stream = PlainStream(_tuned(connection))
+        else:
+            stream = dial_tls(_tuned(connection), identity, peer.rank, peer.certificate or b"")
+        try:
+            patience = time.monotonic() + min(HANDSHAKE_SECONDS, left)
+            call(stream, credentials, channel, rank, peer.rank, patience)
+            return stream
         except HandshakeError as error:
-            connection.close()  # type: ignore[union-attr]
+            stream.close()
             raise RendezvousError(f"rank {rank} called {peer}, but {error}") from None
         except OSError as error:
             problem = str(error) or type(error).__name__
-            if connection is not None:
-                connection.close()
-            time.sleep(min(0.1, max(0.0, left)))
+            stream.close()
+            time.sleep(min(0.1, left))
     raise RendezvousError(f"rank {rank} could not reach {peer} ({channel}): {problem}. {_ADVICE}")
-
-
-class _HalfOpen:
-    """A connection whose caller has not yet proven itself."""
-
-    def __init__(self, connection: socket.socket, steps: Generator[Step, bytes, tuple[str, int]]):
-        self.connection = connection
-        self.deadline = time.monotonic() + HANDSHAKE_SECONDS
-        self._steps = steps
-        self._received = b""
-        _, self._wanted = next(steps)
-
-    def advance(self) -> tuple[str, int] | None:
-        """Take in what has arrived; channel and rank once the caller is proven. Raises when it
-        should be dropped."""
-        # Never more than the handshake needs: what follows belongs to the ring.
-        part = self.connection.recv(self._wanted - len(self._received))
-        if not part:
-            raise HandshakeError("the caller hung up")
-        self._received += part
-        if len(self._received) < self._wanted:
-            return None
-        try:
-            data, self._wanted = self._steps.send(self._received)
-        except StopIteration as proven:
-            self.connection.send(WELCOME)
-            return proven.value
-        self._received = b""
-        if self.connection.send(data) < len(data):
-            raise HandshakeError("the caller does not read")
-        return None
-
-
-class _Calls:
-    """Accepts the expected connections in one thread, among any number of strangers."""
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        credentials: Credentials,
-        rank: int,
-        expected: set[tuple[str, int]],
-        deadline: float,
-    ):
-        self.accepted: dict[tuple[str, int], socket.socket] = {}
-        self.turned_away = 0
-        self.reason = ""
-        self.stopped = threading.Event()
-        self._listener = listener
-        self._credentials = credentials
-        self._rank = rank
-        self._expected = expected
-        self._deadline = deadline
-        self._half_open: dict[int, _HalfOpen] = {}  # by file descriptor, oldest first
-        self._selector = selectors.DefaultSelector()
-
-    def serve(self) -> None:
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        try:
-            while not self._complete() and not self.stopped.is_set():
-                if time.monotonic() > self._deadline:
-                    break
-                for key, _ in self._selector.select(0.05):
-                    if key.fileobj is self._listener:
-                        self._welcome_caller()
-                    elif key.fd in self._half_open:
-                        self._advance(key.fd)
-                self._drop_stalled()
-        finally:
-            for fd in list(self._half_open):
-                self._drop(fd, "the ring was complete")
-            self._selector.close()
-
-    def _complete(self) -> bool:
-        return self.accepted.keys() == self._expected
-
-    def _welcome_caller(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return  # the caller hung up before we answered
-        connection.setblocking(False)
-        steps = accept(self._credentials, self._rank, lambda *who: who in self._expected)
-        if len(self._half_open) >= MAX_HALF_OPEN:
-            self._drop(next(iter(self._half_open)), "too many half-open connections")
-        self._half_open[connection.fileno()] = _HalfOpen(connection, steps)
-        self._selector.register(connection, selectors.EVENT_READ)
-
-    def _advance(self, fd: int) -> None:
-        caller = self._half_open[fd]
-        try:
-            who = caller.advance()
-        except BlockingIOError:
-            return
-        except (HandshakeError, OSError) as error:
-            self._drop(fd, str(error))
-            return
-        if who is not None:
-            del self._half_open[fd]
-            self._selector.unregister(caller.connection)
-            if who in self.accepted:  # it did not see our welcome and called again
-                self.accepted[who].close()
-            self.accepted[who] = caller.connection
-
-    def _drop_stalled(self) -> None:
-        now = time.monotonic()
-        for fd, caller in list(self._half_open.items()):
-            if now < caller.deadline:
-                break
-            self._drop(fd, "the caller did not finish the handshake in time")
-
-    def _drop(self, fd: int, reason: str) -> None:
-        caller = self._half_open.pop(fd)
-        self._selector.unregister(caller.connection)
-        caller.connection.close()
-        self.turned_away += 1
-        self.reason = reason

@@ -14,6 +14,7 @@ import tensorlite as tl
 from tensorlite import optim
 from tensorlite.data import ArrayDataset
 
+from . import cluster
 from .checkpoint import CheckpointFolder
 from .launch import launch
 from .local import local_worker
@@ -82,7 +83,7 @@ class Trainer:
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second and communication.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
-        launch_options: more options of `dist.launch`, such as `timeout` or `port_range`.
+        launch_options: more options of `dist.launch`, such as `timeout` or `encrypt`.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class Trainer:
         if self.num_workers == 0:
             with local_worker(self.device) as worker, tl.default_device(self.device):
                 return train(worker, job, model, _direct(watch))
-        with _monitor(self.spark, self.num_workers, watch) as address:
+        with self._monitor(watch) as address:
             results = launch(
                 _train_in_worker,
                 (job, model, address),
@@ -233,6 +234,17 @@ class Trainer:
                 **self.launch_options,
             )
         return results[0]
+
+    @contextlib.contextmanager
+    def _monitor(self, watch: Watcher | None) -> Iterator[MonitorAddress | None]:
+        """Where rank 0 may report to, while the block runs."""
+        if watch is None:
+            yield None
+            return
+        context = cluster.spark_context(self.spark, self.num_workers)
+        encrypt = cluster.must_encrypt(context, self.launch_options.get("encrypt"))
+        with Monitor(cluster.driver_host(context), watch, encrypt) as monitor:
+            yield monitor.address
 
     def _result(self, job: Job, progress: Progress, seconds: float) -> TrainingResult:
         state, timing = progress.state, progress.timing
@@ -271,20 +283,6 @@ def _direct(watch: Watcher | None) -> Callable[..., None]:
             watch(record)
 
     return report
-
-
-@contextlib.contextmanager
-def _monitor(
-    spark: Any, num_workers: int, watch: Watcher | None
-) -> Iterator[MonitorAddress | None]:
-    """Where rank 0 may report to, while the block runs."""
-    if watch is None:
-        yield None
-        return
-    from .cluster import driver_host
-
-    with Monitor(driver_host(spark, num_workers), watch) as monitor:
-        yield monitor.address
 
 
 def _check_shards(shards: Any, workers: int) -> None:

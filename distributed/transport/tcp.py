@@ -1,5 +1,5 @@
-"""The ring over TCP: one connection to the next rank and one from the previous, driven by one
-thread without blocking.
+"""The ring over TCP, plain or encrypted: one connection to the next rank and one from the
+previous, driven by one thread without blocking.
 
 Sending and receiving are interleaved in one loop, so two ranks that both have megabytes to send
 cannot wait for each other. While the program reduces a segment, the kernel goes on sending the last
@@ -7,13 +7,12 @@ one and receiving the next."""
 
 from __future__ import annotations
 
-import contextlib
 import select
-import socket
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
+from ..streams import Stream
 from . import ConnectionLost, Stalled
 
 _PIECES = (
@@ -22,22 +21,20 @@ _PIECES = (
 
 
 class TcpTransport:
-    """The two connections of a rank. `previous` and `next` are ranks; the sockets are owned by the
+    """The two connections of a rank. `previous` and `next` are ranks; the streams are owned by the
     transport."""
 
     def __init__(
         self,
         previous_rank: int,
         next_rank: int,
-        incoming: socket.socket,
-        outgoing: socket.socket,
+        incoming: Stream,
+        outgoing: Stream,
     ):
         self._previous = previous_rank
         self._next = next_rank
         self._incoming = incoming
         self._outgoing = outgoing
-        incoming.setblocking(False)
-        outgoing.setblocking(False)
 
     def exchange(
         self, sends: deque[memoryview], program: Iterator[memoryview], idle_seconds: float
@@ -56,9 +53,8 @@ class TcpTransport:
                 self._wait(bool(sends), wanted is not None, idle_seconds)
 
     def interrupt(self) -> None:
-        for connection in (self._incoming, self._outgoing):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        for stream in (self._incoming, self._outgoing):
+            stream.shutdown()
 
     def close(self) -> None:
         self._incoming.close()
@@ -66,11 +62,11 @@ class TcpTransport:
 
     def _send(self, sends: deque[memoryview]) -> bool:
         try:
-            count = self._outgoing.sendmsg(islice(sends, _PIECES))
-        except BlockingIOError:
-            return False
+            count = self._outgoing.send(islice(sends, _PIECES))
         except OSError as error:
             raise ConnectionLost(self._next, str(error)) from None
+        if count == 0:
+            return False
         while sends and count >= len(sends[0]):
             count -= len(sends.popleft())
         if count:
@@ -79,14 +75,9 @@ class TcpTransport:
 
     def _receive(self, wanted: memoryview) -> int:
         try:
-            count = self._incoming.recv_into(wanted)
-        except BlockingIOError:
-            return 0
+            return self._incoming.receive(wanted)
         except OSError as error:
             raise ConnectionLost(self._previous, str(error)) from None
-        if count == 0:
-            raise ConnectionLost(self._previous, "it closed the connection")
-        return count
 
     def _wait(self, sending: bool, receiving: bool, idle_seconds: float) -> None:
         poll = select.poll()

@@ -8,7 +8,11 @@ import pytest
 
 from tensorlite.distributed.control import MAX_MESSAGE, Control
 from tensorlite.distributed.errors import Failure
+from tensorlite.distributed.frames import frame
 from tensorlite.distributed.rendezvous import Member
+from tensorlite.distributed.streams import PlainStream, receive_exactly, send_all
+
+from .worlds import soon, tls_pair
 
 LONG = 20.0  # seconds: a bound for what should take none
 
@@ -20,12 +24,13 @@ class World:
         members = [Member(rank, f"host{rank}", 1) for rank in range(size)]
         hub_links, self.raw = {}, {}
         for rank in range(1, size):
-            hub_links[rank], self.raw[rank] = socket.socketpair()
+            ours, self.raw[rank] = socket.socketpair()
+            hub_links[rank] = PlainStream(ours)
         self.woken = [threading.Event() for _ in range(size)]
         self.ranks = {0: Control(0, members, hub_links, self.woken[0].set)}
         for rank in range(1, size):
             if rank not in without:
-                link = {0: self.raw[rank]}
+                link = {0: PlainStream(self.raw[rank])}
                 self.ranks[rank] = Control(rank, members, link, self.woken[rank].set)
 
     def close(self):
@@ -136,6 +141,7 @@ def test_the_dead_need_no_farewell(make_world):
     [
         struct.pack("!I", MAX_MESSAGE + 1),
         struct.pack("!I", 3) + b"{{{",
+        struct.pack("!I", 100_000) + b"[" * 100_000,
         struct.pack("!I", 2) + b"[]",
         struct.pack("!I", 2) + b"{}",
         struct.pack("!I", 16) + b'{"kind": "evil"}',
@@ -147,3 +153,16 @@ def test_garbage_counts_as_a_lost_rank(make_world, garbage):
     world.raw[1].sendall(garbage)
     for control in world.ranks.values():
         assert control.wait_failure(LONG).rank == 1
+
+
+def test_a_message_that_came_with_the_end_of_the_handshake():
+    """It has left the socket before the channel begins to watch it."""
+    ours, theirs = tls_pair()
+    message = {"kind": "abort", "failure": failure_at(1).to_json()}
+    send_all(theirs, b"x" + frame(message), soon())
+    assert receive_exactly(ours, 1, soon()) == b"x"
+    members = [Member(rank, f"host{rank}", 1) for rank in range(2)]
+    control = Control(0, members, {1: ours}, lambda: None)
+    assert control.wait_failure(LONG) == failure_at(1)
+    control.close()
+    theirs.close()

@@ -239,14 +239,19 @@ class FakeContext:
 def test_dynamic_allocation_is_refused():
     context = FakeContext(**{"spark.dynamicAllocation.enabled": "true"})
     with pytest.raises(dist.DistributedError, match="set it to false and ask for a fixed number"):
-        cluster.check(context, 2, 0.0, allow_unencrypted=False)
+        cluster.check(context, 2, 0.0)
 
 
-@pytest.mark.parametrize("key", ["spark.network.crypto.enabled", "spark.ssl.enabled"])
-def test_encryption_is_not_silently_dropped(key):
-    context = FakeContext(**{key: "true"})
-    with pytest.raises(dist.DistributedError, match=rf"{key} is on.*allow_unencrypted=True"):
-        cluster.check(context, 2, 0.0, allow_unencrypted=False)
+@pytest.mark.parametrize(
+    "key",
+    ["spark.network.crypto.enabled", "spark.ssl.enabled", "spark.io.encryption.enabled"],
+)
+def test_workers_encrypt_where_spark_does_unless_told_otherwise(key):
+    assert cluster.must_encrypt(FakeContext(**{key: "true"}), None) is True
+    assert cluster.must_encrypt(FakeContext(**{key: "true"}), False) is False
+    assert cluster.must_encrypt(FakeContext(**{key: "false"}), None) is False
+    assert cluster.must_encrypt(FakeContext(), None) is False
+    assert cluster.must_encrypt(FakeContext(), True) is True
 
 
 def test_without_java_the_message_says_what_to_install(monkeypatch):

@@ -10,6 +10,12 @@ import pytest
 import tensorlite.distributed as dist
 
 
+def share_noise(worker):
+    """The bytes of a sum whose rounding depends on the order of the ranks."""
+    noise = np.random.default_rng(worker.rank).normal(size=300_000).astype(np.float32)
+    return worker.ring.all_reduce_(noise, "sum").tobytes()
+
+
 def total_of(worker, first):
     return worker.rank, float(np.asarray(dist.all_reduce(np.float64(first + worker.rank))))
 
@@ -61,9 +67,17 @@ def test_results_come_in_rank_order(mode, size):
 
 
 @pytest.mark.parametrize("mode", ["threads", "processes"])
-def test_the_one_error_that_counts(mode):
+def test_results_are_the_same_bits_with_encryption(mode):
+    plain = dist.run_local(share_noise, num_workers=3, mode=mode)
+    encrypted = dist.run_local(share_noise, num_workers=3, mode=mode, encrypt=True)
+    assert encrypted == plain
+
+
+@pytest.mark.parametrize("encrypt", [False, True])
+@pytest.mark.parametrize("mode", ["threads", "processes"])
+def test_the_one_error_that_counts(mode, encrypt):
     with pytest.raises(dist.WorkerError) as caught:
-        dist.run_local(fail_on_one, num_workers=3, mode=mode)
+        dist.run_local(fail_on_one, num_workers=3, mode=mode, encrypt=encrypt)
     error = caught.value
     assert (error.rank, error.host, error.error_type) == (1, "127.0.0.1", "ValueError")
     assert str(error).startswith("rank 1 (host 127.0.0.1) raised ValueError: this goes wrong")

@@ -1,71 +1,21 @@
 """Workers find each other among strangers, and say clearly why when they cannot."""
 
 import contextlib
-import json
 import socket
-import threading
+import sys
 
 import pytest
 
-from tensorlite.distributed import RendezvousError, rendezvous
-from tensorlite.distributed.rendezvous import host_of, listen, meet
+from tensorlite.distributed import RendezvousError, acceptor
+from tensorlite.distributed.rendezvous import host_of, listen
 
-SECRET = b"k" * 32
-
-
-class World:
-    """`size` threads that meet; `meddle(entries)` may look at and change what they publish."""
-
-    def __init__(self, size: int, meddle=lambda entries: None, **options):
-        self._barrier = threading.Barrier(size)
-        self._entries: list = [None] * size
-        self._meddle = meddle
-        self.results: list = [None] * size
-        self._host = options.pop("host", "127.0.0.1")
-        secrets = options.pop("secrets", [SECRET] * size)
-        threads = [
-            threading.Thread(target=self._meet, args=(rank, size, secrets[rank], options))
-            for rank in range(size)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _meet(self, rank, size, secret, options):
-        def gather(message):
-            self._entries[rank] = json.loads(message)
-            if self._barrier.wait() == 0:
-                self._meddle(self._entries)
-            self._barrier.wait()
-            return [json.dumps(entry) for entry in self._entries]
-
-        try:
-            self.results[rank] = meet(gather, rank, size, self._host, secret, attempt=7, **options)
-        except Exception as error:
-            self.results[rank] = error
-
-    def check_and_close(self):
-        """All links carry bytes between the ranks that they should."""
-        size = len(self.results)
-        for rank, links in enumerate(self.results):
-            assert not isinstance(links, Exception), links
-            links.next.sendall(bytes([rank]))
-        for rank, links in enumerate(self.results):
-            assert links.previous.recv(10) == bytes([(rank - 1) % size])
-        hub = self.results[0].control
-        assert sorted(hub) == list(range(1, size))
-        for rank in range(1, size):
-            hub[rank].sendall(bytes([rank]))
-            assert self.results[rank].control[0].recv(10) == bytes([rank])
-        for links in self.results:
-            for link in (links.next, links.previous, *links.control.values()):
-                link.close()
+from .worlds import SECRET, World
 
 
+@pytest.mark.parametrize("encrypt", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_everyone_finds_everyone(size):
-    world = World(size)
+def test_everyone_finds_everyone(size, encrypt):
+    world = World(size, encrypt=encrypt)
     assert {links.credentials.attempt for links in world.results} == {7}
     assert len({links.credentials.nonce for links in world.results}) == 1
     world.check_and_close()
@@ -79,8 +29,9 @@ def test_ipv6():
     World(3, host="::1").check_and_close()
 
 
-def test_strangers_only_lose_their_connections(monkeypatch):
-    monkeypatch.setattr(rendezvous, "HANDSHAKE_SECONDS", 0.5)
+@pytest.mark.parametrize("encrypt", [False, True])
+def test_strangers_only_lose_their_connections(monkeypatch, encrypt):
+    monkeypatch.setattr(acceptor, "HANDSHAKE_SECONDS", 0.5)
     strangers = []
 
     def meddle(entries):
@@ -92,7 +43,7 @@ def test_strangers_only_lose_their_connections(monkeypatch):
                 strangers.append(stranger)
             socket.create_connection(address).close()
 
-    World(3, meddle).check_and_close()
+    World(3, meddle, encrypt=encrypt).check_and_close()
     for stranger in strangers:
         stranger.settimeout(10)
         with contextlib.suppress(ConnectionResetError):
@@ -102,7 +53,7 @@ def test_strangers_only_lose_their_connections(monkeypatch):
 
 
 def test_more_strangers_than_may_be_half_open(monkeypatch):
-    monkeypatch.setattr(rendezvous, "MAX_HALF_OPEN", 4)
+    monkeypatch.setattr(acceptor, "MAX_HALF_OPEN", 4)
     strangers = []
 
     def meddle(entries):
@@ -165,6 +116,23 @@ def test_another_version_is_named():
     world = World(2, meddle)
     assert "rank 1 speaks version 99" in str(world.results[0])
     assert "install the same tensorlite on all hosts" in str(world.results[0])
+
+
+def test_a_worker_that_does_not_encrypt_is_refused():
+    def meddle(entries):
+        entries[1]["certificate"] = None
+
+    world = World(2, meddle, encrypt=True)
+    assert all("some workers encrypt and others do not" in str(r) for r in world.results)
+
+
+def test_without_cryptography_every_rank_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    world = World(2, encrypt=True)
+    for result in world.results:
+        assert isinstance(result, RendezvousError)
+        assert "rank 0 (host 127.0.0.1) encryption among the workers needs" in str(result)
+        assert "pip install 'tensorlite[spark]'" in str(result)
 
 
 @pytest.mark.parametrize(
