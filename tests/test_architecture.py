@@ -30,7 +30,7 @@ ROOMS = (
     ("linalg", "array_api"),
     ("compiler",),
     ("backends",),
-    ("random",),
+    ("random", "futex"),
     ("nn", "optim", "data", "io"),
     ("debug", "profiler"),
     ("cli",),
