@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DistributedError
+from .errors import DistributedError, Failure, MismatchError
 
 MAGIC = b"TLCO"
 MAX_TEXT = 64 * 1024
@@ -72,10 +72,27 @@ def text_length(header: bytes | bytearray, peer: int) -> int:
     return length
 
 
-def difference(
+def require_same(
+    mine: Signature,
+    rank: int,
+    host: str,
+    header: bytes | bytearray,
+    text: bytes | bytearray,
+    peer: int,
+) -> None:
+    """Compare the call of this rank with that of `peer`.
+
+    Raises:
+        MismatchError: they differ; it quotes both.
+    """
+    problem = _difference(mine, rank, header, text, peer)
+    if problem is not None:
+        raise MismatchError(problem, Failure(rank, host, "mismatch", "MismatchError", problem))
+
+
+def _difference(
     mine: Signature, rank: int, header: bytes | bytearray, text: bytes | bytearray, peer: int
 ) -> str | None:
-    """How the call of `peer` differs from that of this rank, quoting both; None if they agree."""
     digest = HEADER.unpack(header)[3]
     if digest == mine.digest:
         return None

@@ -20,9 +20,10 @@ import tensorlite as tl
 
 from .control import Control
 from .errors import Failure, failure_of, peer_error
+from .fabric import Fabric
 from .rendezvous import Gather, meet
 from .ring import Ring
-from .transport.tcp import TcpTransport
+from .transport.memory import offer
 from .worker import Worker, entered
 
 
@@ -38,6 +39,7 @@ class Options:
     bind: str | None = None
     port_range: tuple[int, int] | None = None
     encrypt: bool = False
+    shared_memory: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,7 @@ def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: 
     rank, host = place.rank, place.hosts[place.rank]
     if len(place.hosts) == 1:
         return _live_alone(call, place, options)
+    segment, memory = offer() if options.shared_memory else (None, {})
     try:
         links = meet(
             gather,
@@ -80,16 +83,23 @@ def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: 
             port_range=options.port_range,
             timeout=options.connect_timeout,
             encrypt=options.encrypt,
+            memory=memory,
         )
     except Exception as error:
+        if segment is not None:
+            segment.close()
         return Outcome(failure=failure_of(error, rank, host, place.partition), settled=False)
-    size = len(links.members)
-    transport = TcpTransport((rank - 1) % size, (rank + 1) % size, links.previous, links.next)
-    control = Control(rank, links.members, links.control, on_failure=transport.interrupt)
-    ring = Ring(rank, place.hosts, transport, control, options.timeout)
+    fabric = Fabric(rank, links, segment, options.timeout)
+    control = Control(rank, links.members, links.control, on_failure=fabric.interrupt)
+    ring = Ring(rank, place.hosts, fabric, control, options.timeout)
     worker = _worker(place, options, ring, links.credentials.attempt)
+
+    def connected(worker: Worker) -> Any:
+        fabric.share_memory(ring.all_gather)
+        return call(worker)
+
     try:
-        result, failure = _run(call, worker, place)
+        result, failure = _run(connected, worker, place)
         if failure is not None and failure.origin:
             control.abort(failure)
         ring.close()

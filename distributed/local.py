@@ -49,6 +49,7 @@ def run_local(
     timeout: float = 300.0,
     port_range: tuple[int, int] | None = None,
     encrypt: bool = False,
+    shared_memory: bool = True,
 ) -> list[Any]:
     """Run `main(worker, *args)` in `num_workers` workers on this machine, without Spark.
 
@@ -58,6 +59,8 @@ def run_local(
             can be pickled.
         timeout: seconds without any progress after which a collective gives up.
         encrypt: whether the connections speak TLS, as `launch` has it.
+        shared_memory: whether the workers may exchange data through memory; else they do so over
+            connections only.
 
     Returns:
         [result of rank 0, result of rank 1, ...]
@@ -68,7 +71,12 @@ def run_local(
     if num_workers < 1:
         raise ValueError(f"run_local: num_workers must be at least 1, got {num_workers}")
     options = Options(
-        secrets.token_bytes(32), device, timeout, port_range=port_range, encrypt=encrypt
+        secrets.token_bytes(32),
+        device,
+        timeout,
+        port_range=port_range,
+        encrypt=encrypt,
+        shared_memory=shared_memory,
     )
     if mode == "threads":
         outcomes = _in_threads(main, args, num_workers, options)

@@ -7,6 +7,7 @@ workers. Integer sums wrap around as NumPy's do."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +15,8 @@ import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 OPS = ("sum", "mean", "max", "min")
+
+WIRES = {"float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,6 +34,13 @@ class Reduction:
 
     def accumulate(self, received: Array, into: Array) -> None:
         self.ufunc(received, into, out=into)
+
+    def reduce(self, parts: Iterable[Array], into: Array) -> None:
+        """Reduce whole arrays in their order. `into` may be the first one."""
+        first, *rest = parts
+        into[...] = first
+        for part in rest:
+            self.ufunc(into, part, out=into)
 
     def finish(self, total: Array, size: int) -> None:
         """Turn a complete reduction over `size` ranks into the result, in place."""
@@ -75,3 +85,22 @@ def check_dtype(dtype: np.dtype[Any], caller: str) -> None:
             f"{caller}: cannot send arrays of dtype {dtype}; use bool, an integer, float16, "
             "bfloat16, float32, float64 or complex, in the machine's own byte order"
         )
+
+
+def wire_dtype(wire: str | None, dtype: np.dtype[Any], caller: str) -> np.dtype[Any] | None:
+    """The dtype in which arrays of `dtype` travel.
+
+    Raises:
+        ValueError: `wire` is no such dtype.
+        TypeError: only float32 arrays can travel as something else.
+    """
+    if wire is None:
+        return None
+    if wire not in WIRES:
+        raise ValueError(f"{caller}: wire must be None or one of {', '.join(WIRES)}, got {wire!r}")
+    if dtype != np.float32:
+        raise TypeError(
+            f"{caller}: wire={wire!r} is for float32 arrays, not {dtype}; leave it out, "
+            "or convert to float32 first"
+        )
+    return WIRES[wire]

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .acceptor import BACKLOG, HANDSHAKE_SECONDS, Acceptor, Caller
@@ -42,12 +42,14 @@ Gather = Callable[[str], list[str]]  # one message from each rank, in rank order
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A worker as the others see it."""
+    """A worker as the others see it. `memory` is where they find memory of it, if they can share
+    any."""
 
     rank: int
     host: str
     port: int
     certificate: bytes | None = dataclasses.field(default=None, repr=False)
+    memory: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -79,6 +81,7 @@ def meet(
     port_range: tuple[int, int] | None = None,
     timeout: float = 60.0,
     encrypt: bool = False,
+    memory: Mapping[str, Any] | None = None,
 ) -> Links:
     """Connect this worker with the others. Every rank must call it.
 
@@ -93,11 +96,13 @@ def meet(
             system.
         timeout: seconds until all connections must stand.
         encrypt: whether they speak TLS, with keys that are made here.
+        memory: what to publish as `Member.memory`.
 
     Raises:
         RendezvousError: a worker has no free port, does not answer, or could not prove itself.
     """
     listener, identity, mine = _open(rank, host, hosts, bind, port_range, attempt, encrypt)
+    mine["memory"] = dict(memory or {})
     with listener if listener is not None else contextlib.nullcontext():
         published = sorted(((_parse(text), text) for text in gather(json.dumps(mine))), key=_rank)
         entries = [entry for entry, _ in published]
@@ -207,7 +212,7 @@ def _rank(published: tuple[dict[str, Any], str]) -> int:
 def _member(entry: dict[str, Any]) -> Member:
     certificate = entry["certificate"]
     pin = base64.b64decode(certificate) if certificate is not None else None
-    return Member(entry["rank"], entry["host"], entry["port"], pin)
+    return Member(entry["rank"], entry["host"], entry["port"], pin, entry["memory"])
 
 
 def _check(published: list[dict[str, Any]], size: int) -> None:

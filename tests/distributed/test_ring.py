@@ -12,12 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tensorlite.distributed import WorkerError, local_worker, ring, run_local
+import tensorlite.distributed as dist
+from tensorlite.distributed import WorkerError, local_worker
+from tensorlite.distributed.algorithms import cutting
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 INTEGERS = [np.dtype(np.int8), np.dtype(np.uint16), np.dtype(np.int32), np.dtype(np.int64)]
 NUMPY = {"sum": np.add.reduce, "max": np.maximum.reduce, "min": np.minimum.reduce}
+
+
+OPTIONS = {}
+
+
+@pytest.fixture(params=[True, False], ids=["memory", "connections"], scope="module", autouse=True)
+def transports(request):
+    """Every test of this file runs with either kind."""
+    OPTIONS["shared_memory"] = request.param
+
+
+def run_local(main, **options):
+    return dist.run_local(main, **options, **OPTIONS)
 
 
 def same_everywhere(results):
@@ -112,8 +127,8 @@ def test_any_shape_however_it_is_cut(size, shape, small_bytes, segment_bytes, se
     draws = np.random.default_rng(seed).integers(-9, 9, (size, *shape)).astype(np.float64)
     inputs = [np.array(part) for part in draws]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ring, "SMALL_BYTES", small_bytes)
-        patch.setattr(ring, "SEGMENT_BYTES", segment_bytes)
+        patch.setattr(cutting, "SMALL_BYTES", small_bytes)
+        patch.setattr(cutting, "SEGMENT_BYTES", segment_bytes)
 
         def main(worker):
             mine = inputs[worker.rank]

@@ -1,0 +1,140 @@
+"""What connects one worker with the others: which transports there are, and which algorithm uses
+them.
+
+At first there is a ring of connections among all ranks. Over it the ranks find out who shares
+memory with whom. Those that hope to (the same kernel, the same process ids) map each other's
+segments, and each quotes the tokens that it finds there. If every owner recognizes its own, memory
+is shared. If all ranks share it, they reduce directly there; if one proof fails, all stay with the
+connections, and rank 0 logs why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .algorithms import Algorithm
+from .algorithms.around import Around
+from .algorithms.direct import Direct
+from .reduction import Array
+from .rendezvous import Links, Member
+from .transport.memory import TOKEN_BYTES, Board, Segment, Unshared, map_segment, token_of
+from .transport.tcp import TcpTransport
+
+_REASON_BYTES = 256
+_logger = logging.getLogger("tensorlite.distributed")
+
+Gather = Callable[[Array], Array]  # all_gather of small arrays
+
+
+class Fabric:
+    """The transports of one rank.
+
+    Args:
+        segment: memory of this rank that the others may map, if there is any; `Fabric` owns it.
+
+    Attributes:
+        algorithm: how collectives run, for now.
+    """
+
+    def __init__(self, rank: int, links: Links, segment: Segment | None, idle_seconds: float):
+        self._rank = rank
+        self._members = links.members
+        self._segment = segment
+        self._idle_seconds = idle_seconds
+        self._board: Board | None = None
+        size = len(links.members)
+        self._tcp = TcpTransport((rank - 1) % size, (rank + 1) % size, links.previous, links.next)
+        self._host = links.members[rank].host
+        self.algorithm: Algorithm = Around(range(size), rank, self._host, self._tcp, idle_seconds)
+
+    def share_memory(self, all_gather: Gather) -> None:
+        """Go over to shared memory where the ranks can prove that they have it. Every rank calls
+        this, with the collective of the ring that uses this fabric."""
+        groups = groups_of(self._members)
+        group = next(group for group in groups if self._rank in group)
+        if max(map(len, groups)) > 1:
+            memories, problem = self._prove(all_gather, group, max(map(len, groups)))
+            problem = _first(all_gather(_text(problem)))
+            if not problem:
+                self._use(groups, group, memories)
+            elif self._rank == 0:
+                _logger.warning("workers of one host exchange data over connections: %s", problem)
+        if self._segment is not None:
+            self._segment.close()
+
+    def interrupt(self) -> None:
+        """Make what waits for other ranks raise, now and for ever; from any thread."""
+        self._tcp.interrupt()
+        if self._board is not None:
+            self._board.interrupt()
+
+    def close(self) -> None:
+        """Give back connections and memory."""
+        self._tcp.close()
+        if self._board is not None:
+            self._board.close()
+        if self._segment is not None:
+            self._segment.close()
+
+    def _prove(self, all_gather: Gather, group: list[int], largest: int) -> tuple[list[Array], str]:
+        """The memory of this rank's group, and why it cannot be used, or nothing."""
+        quotes = np.zeros((largest, TOKEN_BYTES), np.uint8)
+        memories: list[Array] = []
+        problem = ""
+        try:
+            memories = self._map(group)
+        except Unshared as error:
+            problem = f"rank {self._rank}: {error}"
+        for quote, memory in zip(quotes, memories, strict=False):
+            quote[...] = np.frombuffer(token_of(memory), np.uint8)
+        everyone = all_gather(quotes)
+        if self._segment is not None and memories:
+            quoted = everyone[group, group.index(self._rank)]
+            for rank, quote in zip(group, quoted, strict=True):
+                if quote.tobytes() != self._segment.token:
+                    problem = f"rank {rank} does not see the memory of rank {self._rank}"
+        return memories, problem
+
+    def _map(self, group: list[int]) -> list[Array]:
+        if len(group) == 1:
+            return []
+        memories = []
+        for member in (self._members[rank] for rank in group):
+            if "problem" in member.memory:
+                raise Unshared(f"rank {member.rank} has {member.memory['problem']}")
+            if member.rank == self._rank:
+                assert self._segment is not None
+                memories.append(self._segment.memory)
+            else:
+                memories.append(map_segment(member.memory))
+        return memories
+
+    def _use(self, groups: list[list[int]], group: list[int], memories: list[Array]) -> None:
+        if len(groups) == 1:
+            self._board = Board(group, self._rank, memories, self._idle_seconds)
+            self.algorithm = Direct(self._board, self._host)
+
+
+def groups_of(members: Sequence[Member]) -> list[list[int]]:
+    """The ranks that hope to share memory, group by group, each in rank order, ordered by their
+    first ranks."""
+    groups: dict[str, list[int]] = {}
+    for member in members:
+        domain = member.memory.get("domain", "")
+        groups.setdefault(domain or f"rank {member.rank}", []).append(member.rank)
+    return list(groups.values())
+
+
+def _text(message: str) -> Array:
+    room = np.zeros(_REASON_BYTES, np.uint8)
+    encoded = message.encode()[:_REASON_BYTES]
+    room[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return room
+
+
+def _first(texts: Array) -> str:
+    """The first message that is not empty."""
+    messages = [text.tobytes().rstrip(b"\0").decode(errors="replace") for text in texts]
+    return next(filter(None, messages), "")
