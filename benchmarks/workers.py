@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -72,12 +72,13 @@ class Worker:
         framework: whose interpreter is used; see `interpreter`.
         module: the module below `benchmarks` that holds the functions to build.
         threads: processors and threads that the worker may use.
+        prefix: a command that runs the one behind it, such as `ip netns exec NAME`.
 
     Raises:
         WorkerError: there is no environment for the framework, or the machine has fewer processors.
     """
 
-    def __init__(self, framework: str, module: str, threads: int):
+    def __init__(self, framework: str, module: str, threads: int, prefix: Sequence[str] = ()):
         python = interpreter(framework)
         if python is None:
             raise WorkerError(f"no environment for {framework} below {PEERS}; make one: make peers")
@@ -89,10 +90,11 @@ class Worker:
             )
         self.framework = framework
         self.started = time.perf_counter()
+        self._asked: dict[str, Any] = {}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         pinned = ",".join(map(str, processors[:threads]))
         self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.workers", module, pinned],
+            [*prefix, python, "-m", "benchmarks.workers", module, pinned],
             cwd=ROOT,
             env=_environment(threads),
             stdin=subprocess.PIPE,
@@ -108,25 +110,40 @@ class Worker:
         Raises:
             WorkerError: the worker failed, died, or did not answer within `PATIENCE` seconds.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        self.request(**request)
         try:
+            return self.answer()
+        finally:
+            self.sleep()
+
+    def request(self, **request: Any) -> None:
+        """Wake the worker and ask; for workers that need each other to answer."""
+        assert self._process.stdin is not None
+        self._asked = request
+        with contextlib.suppress(BrokenPipeError, ProcessLookupError):  # `answer` will tell
             self._signal(signal.SIGCONT)
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-            ready, _, _ = select.select([stdout], [], [], PATIENCE)
-            line = stdout.readline() if ready else ""
-        except (BrokenPipeError, ProcessLookupError):
-            line = ""
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer to the last request; raises as `ask` does."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        ready, _, _ = select.select([stdout], [], [], PATIENCE)
+        line = stdout.readline() if ready else ""
         if not line:
             raise WorkerError(
-                f"{self.framework} gave no answer to {request}:\n{self._last_words()}"
+                f"{self.framework} gave no answer to {self._asked}:\n{self._last_words()}"
             )
-        self._signal(signal.SIGSTOP)
         answer = json.loads(line)
         if "error" in answer:
-            raise WorkerError(f"{self.framework} failed at {request}:\n{answer['error']}")
+            raise WorkerError(f"{self.framework} failed at {self._asked}:\n{answer['error']}")
         return answer
+
+    def sleep(self) -> None:
+        """Put the worker to sleep until the next request."""
+        with contextlib.suppress(ProcessLookupError):
+            self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """End the process and all that it started."""

@@ -4,21 +4,22 @@ them.
 At first there is a ring of connections among all ranks. Over it the ranks find out who shares
 memory with whom. Those that hope to (the same kernel, the same process ids) map each other's
 segments, and each quotes the tokens that it finds there. If every owner recognizes its own, memory
-is shared. If all ranks share it, they reduce directly there; if one proof fails, all stay with the
-connections, and rank 0 logs why."""
+is shared. If all ranks share it, they reduce directly there; if those of each host do, in two
+levels. If one proof fails, all stay with the ring of connections, and rank 0 logs why."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from .algorithms import Algorithm
 from .algorithms.around import Around
 from .algorithms.direct import Direct
+from .algorithms.two_level import TwoLevel
 from .reduction import Array
-from .rendezvous import Links, Member
+from .rendezvous import Links, groups_of
 from .transport.memory import TOKEN_BYTES, Board, Segment, Unshared, map_segment, token_of
 from .transport.tcp import TcpTransport
 
@@ -47,7 +48,15 @@ class Fabric:
         size = len(links.members)
         self._tcp = TcpTransport((rank - 1) % size, (rank + 1) % size, links.previous, links.next)
         self._host = links.members[rank].host
-        self.algorithm: Algorithm = Around(range(size), rank, self._host, self._tcp, idle_seconds)
+        self._around = Around(range(size), rank, self._host, self._tcp, idle_seconds)
+        self._leaders: TcpTransport | None = None
+        if links.leaders is not None:
+            leaders = [group[0] for group in groups_of(links.members)]
+            position = leaders.index(rank)
+            previous, following = leaders[position - 1], leaders[(position + 1) % len(leaders)]
+            outgoing, incoming = links.leaders
+            self._leaders = TcpTransport(previous, following, incoming, outgoing)
+        self.algorithm: Algorithm = self._around
 
     def share_memory(self, all_gather: Gather) -> None:
         """Go over to shared memory where the ranks can prove that they have it. Every rank calls
@@ -67,12 +76,16 @@ class Fabric:
     def interrupt(self) -> None:
         """Make what waits for other ranks raise, now and for ever; from any thread."""
         self._tcp.interrupt()
+        if self._leaders is not None:
+            self._leaders.interrupt()
         if self._board is not None:
             self._board.interrupt()
 
     def close(self) -> None:
         """Give back connections and memory."""
         self._tcp.close()
+        if self._leaders is not None:
+            self._leaders.close()
         if self._board is not None:
             self._board.close()
         if self._segment is not None:
@@ -112,19 +125,20 @@ class Fabric:
         return memories
 
     def _use(self, groups: list[list[int]], group: list[int], memories: list[Array]) -> None:
+        if memories:
+            position = group.index(self._rank)
+            self._board = Board(group, position, memories, self._idle_seconds)
         if len(groups) == 1:
-            self._board = Board(group, self._rank, memories, self._idle_seconds)
+            assert self._board is not None
             self.algorithm = Direct(self._board, self._host)
-
-
-def groups_of(members: Sequence[Member]) -> list[list[int]]:
-    """The ranks that hope to share memory, group by group, each in rank order, ordered by their
-    first ranks."""
-    groups: dict[str, list[int]] = {}
-    for member in members:
-        domain = member.memory.get("domain", "")
-        groups.setdefault(domain or f"rank {member.rank}", []).append(member.rank)
-    return list(groups.values())
+            return
+        ring = None
+        if self._leaders is not None:
+            leaders = [group[0] for group in groups]
+            place = leaders.index(self._rank), self._host
+            total = len(self._members)
+            ring = Around(leaders, *place, self._leaders, self._idle_seconds, total)
+        self.algorithm = TwoLevel(groups, self._rank, self._host, self._board, ring, self._around)
 
 
 def _text(message: str) -> Array:

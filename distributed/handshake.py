@@ -38,7 +38,7 @@ MAGIC = b"tlring02"
 CHALLENGE_BYTES = 32
 PROOF_BYTES = 32
 WELCOME = b"\x01"
-CHANNELS = ("ring", "control", "monitor")
+CHANNELS = ("ring", "control", "monitor", "leaders")
 
 _HELLO = struct.Struct(f"!{len(MAGIC)}sBII{CHALLENGE_BYTES}s")
 

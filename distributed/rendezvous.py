@@ -59,13 +59,15 @@ class Member:
 @dataclasses.dataclass
 class Links:
     """The connections of one worker. `control` maps ranks to streams: all of them on rank 0, only
-    rank 0 elsewhere."""
+    rank 0 elsewhere. `leaders` are those to the next and from the previous first rank of a group,
+    on these, where there are groups of several ranks; see `groups_of`."""
 
     members: list[Member]
     credentials: Credentials
     next: Stream
     previous: Stream
     control: dict[int, Stream]
+    leaders: tuple[Stream, Stream] | None = None
 
 
 def meet(
@@ -114,6 +116,16 @@ def meet(
         assert listener is not None  # otherwise _check found the error that this rank published
         deadline = time.monotonic() + timeout
         return _connect(listener, members, rank, credentials, identity, deadline)
+
+
+def groups_of(members: Sequence[Member]) -> list[list[int]]:
+    """The ranks that hope to share memory, group by group, each in rank order, ordered by their
+    first ranks."""
+    groups: dict[str, list[int]] = {}
+    for member in members:
+        domain = member.memory.get("domain") or f"rank {member.rank}"
+        groups.setdefault(domain, []).append(member.rank)
+    return list(groups.values())
 
 
 def host_of(address: str) -> str:
@@ -244,6 +256,11 @@ def _connect(
     expected = {("ring", (rank - 1) % size)}
     if rank == 0:
         expected |= {("control", other) for other in range(1, size)}
+    leaders = [group[0] for group in groups_of(members)]
+    leads = 1 < len(leaders) < size and rank in leaders
+    if leads:
+        position = leaders.index(rank)
+        expected |= {("leaders", leaders[position - 1])}
     wrap: Callable[[socket.socket], Stream] = PlainStream
     if identity is not None:
         pins = {member.rank: member.certificate or b"" for member in members}
@@ -259,6 +276,8 @@ def _connect(
         dialled.append(reach(members[(rank + 1) % size], "ring"))
         if rank != 0:
             dialled.append(reach(members[0], "control"))
+        if leads:
+            dialled.append(reach(members[leaders[(position + 1) % len(leaders)]], "leaders"))
         thread.join(max(0.0, deadline - time.monotonic()) + HANDSHAKE_SECONDS)
         missing = expected - calls.accepted.keys()
         if missing:
@@ -274,7 +293,10 @@ def _connect(
         peer: link for (channel, peer), link in calls.accepted.items() if channel == "control"
     }
     previous = calls.accepted[("ring", (rank - 1) % size)]
-    return Links(members, credentials, dialled[0], previous, control)
+    links = Links(members, credentials, dialled[0], previous, control)
+    if leads:
+        links.leaders = dialled[-1], calls.accepted[("leaders", leaders[position - 1])]
+    return links
 
 
 class _Calls:

@@ -40,10 +40,36 @@ class Others:
     """Ranks behind a member of the ring, which bring arrays of their own. These are none."""
 
     def contribute(self, segment: Array) -> None:
-        """Reduce their parts into a segment of this member's array, before its first use."""
+        """Reduce their parts into a segment of this member's array, before its first use. Called in
+        the order of `contributions`."""
 
     def finished(self, segment: Array) -> None:
-        """Take a segment of the result."""
+        """Take a segment of the result. Called in the order of `results`, when all are
+        contributed."""
+
+
+def contributions(chunks: Sequence[Array], position: int) -> Iterator[Array]:
+    """The segments of an array in the order in which a member first needs them."""
+    size = len(chunks)
+    first = segments(chunks[position - 1])
+    yield from itertools.islice(first, AHEAD)
+    for step in range(size - 1):
+        for segment in segments(chunks[(position - 2 - step) % size]):
+            yield from itertools.islice(first, 1)
+            yield segment
+        if step == 0:
+            yield from first
+
+
+def results(chunks: Sequence[Array], position: int) -> Iterator[Array]:
+    """The segments of an array in the order in which a member hands on the result."""
+    size = len(chunks)
+    own = segments(chunks[position])
+    for step in range(size - 1):
+        for segment in segments(chunks[(position - 1 - step) % size]):
+            yield from itertools.islice(own, 1)
+            yield segment
+    yield from own
 
 
 class Around:
@@ -156,7 +182,6 @@ class Around:
                     if out is not mine:
                         out[...] = mine
                         mine[...] = out
-                    others.finished(mine)
                 elif out is not mine:
                     out[...] = mine
                 if on or not last:
@@ -187,6 +212,7 @@ class Around:
     ) -> Iterator[memoryview]:
         if not started:
             sends.extend(map(as_bytes, segments(chunks[self.position])))
+        own = segments(chunks[self.position])
         for step in range(self.size - 1):
             number = (self.position - 1 - step) % self.size
             for mine, out in _pairs(chunks[number], travelling[number]):
@@ -195,7 +221,11 @@ class Around:
                     sends.append(as_bytes(out))
                 if out is not mine:
                     mine[...] = out
+                for segment in itertools.islice(own, 1):
+                    others.finished(segment)
                 others.finished(mine)
+        for segment in own:
+            others.finished(segment)
 
     def _pass_on(self, sends: Sends, flat: Array, root: int) -> Iterator[memoryview]:
         if self.position == root:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..reduction import Array
+from ..transport.memory import SLOT_BYTES
 
-SEGMENT_BYTES = 256 * 1024  # one segment is reduced while the next arrives
+SEGMENT_BYTES = SLOT_BYTES  # one segment is reduced while the next arrives
 SMALL_BYTES = 32 * 1024  # arrays up to this size are gathered and reduced in rank order
 
 

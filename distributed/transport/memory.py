@@ -37,6 +37,7 @@ from . import ConnectionLost, Stalled
 TOKEN_BYTES = 16
 SMALL_ROOM = 32 * 1024  # for an array that is left whole
 LARGE_ROOM = 1024 * 1024  # for pieces of arrays, one for each rank of the group
+SLOT_BYTES = 256 * 1024  # or for segments, one after the other
 
 _PAGE = 4096
 _HEADER_ROOM = -(-(HEADER.size + MAX_TEXT) // _PAGE) * _PAGE
@@ -162,6 +163,7 @@ class Board:
         self._idle_seconds = idle_seconds
         self._memories = list(memories)
         self._typed: dict[np.dtype[Any], list[list[Array]]] = {}
+        self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
         self._line = _address(memories[position])
         self._others = [p for p in range(self.size) if p != position]
         crowded = self.size > len(os.sched_getaffinity(0))
@@ -208,6 +210,23 @@ class Board:
                 for parity in range(2)
             ]
         return self._typed[dtype]
+
+    def slots(self, dtype: np.dtype[Any]) -> list[list[Array]]:
+        """The same room, as a cycle of parts of `SLOT_BYTES` for ranks that do not move in step: by
+        owner and number."""
+        if dtype not in self._slots:
+            halves = [
+                self._room(parity, _HEADER_ROOM + SMALL_ROOM, LARGE_ROOM) for parity in range(2)
+            ]
+            self._slots[dtype] = [
+                [
+                    room[start : start + SLOT_BYTES].view(dtype)
+                    for room in (halves[0][owner], halves[1][owner])
+                    for start in range(0, LARGE_ROOM, SLOT_BYTES)
+                ]
+                for owner in range(self.size)
+            ]
+        return self._slots[dtype]
 
     def interrupt(self) -> None:
         """Make this rank's waits end with an error, now and for ever; from any thread."""

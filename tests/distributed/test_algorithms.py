@@ -11,18 +11,20 @@ from tensorlite.distributed import DistributedError, WorkerError, run_local
 from tensorlite.distributed.agreement import HEADER, MAGIC, MAX_TEXT, text_length
 from tensorlite.distributed.algorithms import cutting
 from tensorlite.distributed.reduction import WIRES
+from tests.distributed.transports import TRANSPORTS, reached_through
 
 DTYPES = [np.dtype(d) for d in ("f2", ml_dtypes.bfloat16, "f4", "f8", "i1", "u2", "i4", "i8", "c8")]
 UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half the distance between neighbours of 1
 
 
-def everywhere(inputs, call, shared):
+def everywhere(inputs, call, transport):
     """What all ranks agree on, where `call(ring, array)` runs on a copy of `inputs[rank]`."""
-    first, *rest = run_local(
-        lambda worker: call(worker.ring, inputs[worker.rank].copy()),
-        num_workers=len(inputs),
-        shared_memory=shared,
-    )
+    with reached_through(transport) as options:
+        first, *rest = run_local(
+            lambda worker: call(worker.ring, inputs[worker.rank].copy()),
+            num_workers=len(inputs),
+            **options,
+        )
     for other in rest:
         assert other.dtype == first.dtype
         assert other.tobytes() == first.tobytes()
@@ -44,9 +46,7 @@ def normal(size, length, dtype, seed=0):
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=30)
-def test_memory_and_connections_give_the_same_bits(
-    size, length, dtype, op, small_bytes, segment_bytes, seed
-):
+def test_all_transports_agree(size, length, dtype, op, small_bytes, segment_bytes, seed):
     if dtype.kind == "c":
         op = "sum"
     inputs = normal(size, length, dtype, seed)
@@ -54,19 +54,27 @@ def test_memory_and_connections_give_the_same_bits(
         patch.setattr(cutting, "SMALL_BYTES", small_bytes)
         patch.setattr(cutting, "SEGMENT_BYTES", segment_bytes)
         results = [
-            everywhere(inputs, lambda ring, x: ring.all_reduce_(x, op), shared)
-            for shared in (True, False, True)
+            everywhere(inputs, lambda ring, x: ring.all_reduce_(x, op), transport)
+            for transport in TRANSPORTS * 2
         ]
-    assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
+    first, second, third, *again = (result.tobytes() for result in results)
+    assert first == second, "memory adds in the order of the ring"
+    assert [first, second, third] == again
+    for result in results[1:3]:
+        check_reduced(result, inputs, op)
+
+
+def check_reduced(result, inputs, op):
+    size, dtype = len(inputs), inputs.dtype
     ufunc = {"sum": np.add, "max": np.maximum, "min": np.minimum}[op]
     if dtype.kind in "iu" or op != "sum":
-        np.testing.assert_array_equal(results[0], ufunc.reduce(inputs, dtype=dtype))
+        np.testing.assert_array_equal(result, ufunc.reduce(inputs, dtype=dtype))
     else:
         wide = np.complex128 if dtype.kind == "c" else np.float64
         want = inputs.astype(wide).sum(0)
         unit = float(ml_dtypes.finfo(dtype).eps)
         limit = unit * np.abs(inputs.astype(wide)).sum(0) * size
-        assert np.all(np.abs(results[0].astype(wide) - want) <= limit)
+        assert np.all(np.abs(result.astype(wide) - want) <= limit)
 
 
 @given(
@@ -75,17 +83,18 @@ def test_memory_and_connections_give_the_same_bits(
     op=st.sampled_from(["sum", "mean", "max", "min"]),
     wire=st.sampled_from(sorted(WIRES)),
     segment_bytes=st.sampled_from([64, 4096]),
+    transport=st.sampled_from(["connections", "two levels"]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=30)
-def test_halves_on_the_wire(size, length, op, wire, segment_bytes, seed):
+def test_halves_on_the_wire(size, length, op, wire, segment_bytes, transport, seed):
     """What travelled is rounded: as often as it travelled, and once more at the end."""
     inputs = normal(size, length, np.float32, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutting, "SMALL_BYTES", 0)
         patch.setattr(cutting, "SEGMENT_BYTES", segment_bytes)
         first, again = (
-            everywhere(inputs, lambda ring, x: ring.all_reduce_(x, op, wire=wire), shared=False)
+            everywhere(inputs, lambda ring, x: ring.all_reduce_(x, op, wire=wire), transport)
             for _ in range(2)
         )
     assert first.dtype == np.float32
@@ -100,14 +109,15 @@ def test_halves_on_the_wire(size, length, op, wire, segment_bytes, seed):
 def test_halves_travel_once_the_array_is_large():
     inputs = np.full((2, 20_000), 1 + 2.0**-20, np.float32)
 
-    def reduced(length, shared):
-        return everywhere(
-            inputs[:, :length], lambda ring, x: ring.all_reduce_(x, "max", wire="float16"), shared
-        )
+    def reduced(length, transport):
+        def call(ring, x):
+            return ring.all_reduce_(x, "max", wire="float16")
 
-    assert np.all(reduced(20_000, shared=False) == 1)
-    assert np.all(reduced(8_000, shared=False) == inputs[0, 0])
-    assert np.all(reduced(20_000, shared=True) == inputs[0, 0]), "memory rounds nothing"
+        return everywhere(inputs[:, :length], call, transport)
+
+    assert np.all(reduced(20_000, "connections") == 1)
+    assert np.all(reduced(8_000, "connections") == inputs[0, 0])
+    assert np.all(reduced(20_000, "memory") == inputs[0, 0]), "memory rounds nothing"
 
 
 def test_bad_wires():
@@ -127,9 +137,9 @@ def test_bad_wires():
         )
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["memory", "connections"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_arrays_of_many_pieces(size, shared):
+def test_arrays_of_many_pieces(size, transport):
     """Twelve megabytes: longer than what ranks leave for each other at a time."""
     inputs = np.random.default_rng(size).integers(-99, 99, (size, 3_000_001)).astype(np.float32)
     rows = inputs[:, : 3_000_000 // size * size].reshape(size, size, -1)
@@ -143,7 +153,8 @@ def test_arrays_of_many_pieces(size, shared):
             ring.broadcast_(mine.copy(), root=size - 1),
         )
 
-    results = run_local(main, num_workers=size, shared_memory=shared)
+    with reached_through(transport) as options:
+        results = run_local(main, num_workers=size, **options)
     for rank, (reduced, scattered, gathered, spread) in enumerate(results):
         np.testing.assert_array_equal(reduced, inputs.sum(0))
         np.testing.assert_array_equal(scattered[0], rows[:, rank].max(0))
@@ -151,7 +162,8 @@ def test_arrays_of_many_pieces(size, shared):
         np.testing.assert_array_equal(spread, inputs[-1])
 
 
-def test_collectives_follow_each_other_closely():
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_collectives_follow_each_other_closely(transport):
     """What one leaves for the others is not overwritten before they have read it."""
 
     def main(worker):
@@ -165,7 +177,8 @@ def test_collectives_follow_each_other_closely():
                 total += float(worker.ring.all_reduce_(mine)[-1])
         return total
 
-    (first, *rest) = run_local(main, num_workers=4)
+    with reached_through(transport) as options:
+        first, *rest = run_local(main, num_workers=4, **options)
     assert rest == [first] * 3
     want = sum((6 + 4 * step) * (3 if step % 4 == 3 else 1) for step in range(300))
     assert first == want

@@ -15,6 +15,7 @@ import pytest
 import tensorlite.distributed as dist
 from tensorlite.distributed.transport import memory
 from tensorlite.distributed.transport.memory import Segment, Unshared, map_segment
+from tests.distributed.transports import TRANSPORTS, reached_through
 
 
 def algorithm_and_sum(worker):
@@ -33,10 +34,20 @@ def test_workers_of_one_host_share_memory(mode, shared, name):
     assert got == [(name, 6.0, 6.0)] * 3
 
 
-def test_nothing_is_left_behind():
-    dist.run_local(algorithm_and_sum, num_workers=3)
-    before = descriptors(), os.listdir("/dev/shm")
-    dist.run_local(algorithm_and_sum, num_workers=3)
+@pytest.mark.parametrize(("size", "name"), [(2, "Around"), (3, "TwoLevel"), (5, "TwoLevel")])
+def test_two_hosts_are_two_levels_where_one_has_several_workers(size, name):
+    with reached_through("two levels") as options:
+        got = dist.run_local(algorithm_and_sum, num_workers=size, **options)
+    total = size * (size + 1) / 2
+    assert got == [(name, total, total)] * size
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_nothing_is_left_behind(transport):
+    with reached_through(transport) as options:
+        dist.run_local(algorithm_and_sum, num_workers=3, **options)
+        before = descriptors(), os.listdir("/dev/shm")
+        dist.run_local(algorithm_and_sum, num_workers=3, **options)
     assert (descriptors(), os.listdir("/dev/shm")) == before
 
 

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 import tensorlite.distributed as dist
 from tensorlite.distributed import WorkerError, local_worker
 from tensorlite.distributed.algorithms import cutting
+from tests.distributed.transports import TRANSPORTS, reached_through
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
@@ -25,10 +26,12 @@ NUMPY = {"sum": np.add.reduce, "max": np.maximum.reduce, "min": np.minimum.reduc
 OPTIONS = {}
 
 
-@pytest.fixture(params=[True, False], ids=["memory", "connections"], scope="module", autouse=True)
+@pytest.fixture(params=TRANSPORTS, scope="module", autouse=True)
 def transports(request):
-    """Every test of this file runs with either kind."""
-    OPTIONS["shared_memory"] = request.param
+    """Every test of this file runs with each of them."""
+    with reached_through(request.param) as options:
+        OPTIONS.update(options)
+        yield
 
 
 def run_local(main, **options):

@@ -9,10 +9,11 @@ import pytest
 import tensorlite.distributed as dist
 from tensorlite.distributed import local_worker, run_local
 from tensorlite.distributed.turns import Handle, Turns
+from tests.distributed.transports import TRANSPORTS, reached_through
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["memory", "connections"])
-def test_background_and_blocking_calls_share_one_order(shared):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_background_and_blocking_calls_share_one_order(transport):
     def main(worker):
         ring = worker.ring
         handles = [ring.all_reduce_async(np.full(n, 1.0, np.float32)) for n in (10, 10**6, 7, 3)]
@@ -24,7 +25,9 @@ def test_background_and_blocking_calls_share_one_order(shared):
         results = [handle.wait() for handle in handles]
         return results, blocking, late.wait(timeout=10), gathered
 
-    for results, blocking, late, gathered in run_local(main, num_workers=3, shared_memory=shared):
+    with reached_through(transport) as options:
+        everywhere = run_local(main, num_workers=3, **options)
+    for results, blocking, late, gathered in everywhere:
         for result in results:
             np.testing.assert_array_equal(result, np.full(len(result), 3))
         np.testing.assert_array_equal(blocking, np.full(5, 6.0))
@@ -49,8 +52,8 @@ def test_a_world_of_one():
             worker.ring.all_reduce_async(np.ones(2, bool))
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["memory", "connections"])
-def test_an_error_is_raised_by_wait_and_by_everything_later(shared):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_error_is_raised_by_wait_and_by_everything_later(transport):
     raised = {}
 
     def main(worker):
@@ -67,7 +70,8 @@ def test_an_error_is_raised_by_wait_and_by_everything_later(shared):
                 caught.append(str(error))
         raised[worker.rank] = caught
 
-    run_local(main, num_workers=3, shared_memory=shared)
+    with reached_through(transport) as options:
+        run_local(main, num_workers=3, **options)
     for caught in raised.values():
         assert len(caught) == 4
         for text in caught:
