@@ -1,16 +1,19 @@
 """All-reduce of float32 beside Gloo: latency, and bandwidth among processes of this machine.
 
     make peers                       PyTorch's environment, once
-    python benchmarks/allreduce.py [--ranks 2,4] [--bytes 1024,4194304] [--rounds 5] [--veth]
+    python benchmarks/allreduce.py [--ranks 2,4] [--bytes 1024,4194304] [--rounds 5]
+                                   [--veth [--per-host 1]]
 
 Every rank is a process. The ranks of one contestant work together while those of the others sleep:
 tensorlite through shared memory, tensorlite over TCP on the loopback interface, and Gloo, taking
 turns. With --veth each rank has a network namespace of its own, joined to the others by a link of
-1 Gbit/s with packets of 1500 bytes; that needs root, and is removed afterwards.
+1 Gbit/s with packets of 1500 bytes; that needs root, and is removed afterwards. With --per-host
+several ranks have one together, and may use shared memory there.
 
 A time is what a call takes in a row of them, on the slowest rank. Bus bandwidth is the bytes that
 each rank must send, 2 (N - 1) / N of the array, over the time. On a link it is bounded by the
-payload of a full packet, 1448 of the 1538 bytes that it takes up on the wire.
+payload of a full packet, 1448 of the 1538 bytes that it takes up on the wire, and N is then the
+number of hosts.
 
 Bars: on one host, from 4 MB on, at least twice Gloo's bandwidth; 1 KB in no more time than Gloo's,
 through memory and over connections; on links, from 4 MB on, at least 92% of the bound. Exits 1 if
@@ -103,23 +106,23 @@ def main() -> int:
     args = parse()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     warn_if_busy()
-    names = ["tcp"] if args.veth else ["memory", "tcp"]
+    names = ["tcp"] if args.veth and args.per_host == 1 else ["memory", "tcp"]
     if interpreter("torch"):
         names.append("gloo")
     else:
         print("without Gloo: there is no environment for PyTorch; make one with `make peers`")
     verdicts = []
     for size in args.ranks:
-        with groups(names, size, args.veth) as contestants:
-            where = "hosts with links of 1 Gbit/s" if args.veth else "ranks on one host"
-            print(f"\n{size} {where}: microseconds, and GB/s of bus bandwidth")
+        hosts = size // args.per_host if args.veth else 0
+        with groups(names, size, hosts) as contestants:
+            where = f"{hosts} hosts with links of 1 Gbit/s" if hosts else "one host"
+            print(f"\n{size} ranks on {where}: microseconds, and GB/s of bus bandwidth")
             print("     bytes" + "".join(f"{name:>20}" for name in names) + "   verdict")
             for nbytes in args.bytes or (LINK_SIZES if args.veth else SIZES):
                 times = measure(contestants, nbytes, args.rounds)
-                judge = judge_link if args.veth else judge_host
-                bars = judge(nbytes, size, times)
+                bars = judge_links(nbytes, hosts, times) if hosts else judge_host(nbytes, times)
                 row = "".join(
-                    f"{t * 1e6:12.0f}{bus_bandwidth(nbytes, size, t) / 1e9:8.3f}"
+                    f"{t * 1e6:12.0f}{bus_bandwidth(nbytes, hosts or size, t) / 1e9:8.3f}"
                     for t in times.values()
                 )
                 print(f"{nbytes:10}{row}   {'; '.join(text for _, text in bars)}")
@@ -128,24 +131,25 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def groups(names: Sequence[str], size: int, veth: bool) -> Iterator[dict[str, Group]]:
-    """The contestants, connected, on the loopback interface or in namespaces of their own."""
+def groups(names: Sequence[str], size: int, hosts: int) -> Iterator[dict[str, Group]]:
+    """The contestants, connected: on the loopback interface, or as ranks of so many namespaces."""
     with contextlib.ExitStack() as stack:
-        hosts, prefixes, interface = ["127.0.0.1"] * size, [()] * size, "lo"
-        if veth:
+        addresses, interface = ["127.0.0.1"] * size, "lo"
+        prefixes: list[tuple[str, ...]] = [()] * size
+        if hosts:
             require()
             stack.enter_context(alone())
             network.remove()  # what an earlier run has left, if it was killed
-            links = stack.enter_context(network.Network(size))
+            links = stack.enter_context(network.Network(hosts))
             links.limit(LINK_RATE * COUNTED / ON_WIRE)
-            hosts = [network.address_of(host) for host in range(size)]
-            inside = ("ip", "netns", "exec")
-            prefixes = [(*inside, network.name_of(host)) for host in range(size)]
+            of_rank = [rank * hosts // size for rank in range(size)]
+            addresses = [network.address_of(host) for host in of_rank]
+            prefixes = [("ip", "netns", "exec", network.name_of(host)) for host in of_rank]
             interface = "eth0"
         made = {}
         for name in names:
             options = {"interface": interface} if name == "gloo" else {}
-            made[name] = Group(name, hosts, prefixes, **options)
+            made[name] = Group(name, addresses, prefixes, **options)
             stack.callback(made[name].close)
         for name, group in made.items():
             for nbytes in (KB, MB):
@@ -175,7 +179,7 @@ def bus_bandwidth(nbytes: int, size: int, seconds: float) -> float:
     return 2 * (size - 1) / size * nbytes / seconds
 
 
-def judge_host(nbytes: int, size: int, times: dict[str, float]) -> list[tuple[bool, str]]:
+def judge_host(nbytes: int, times: dict[str, float]) -> list[tuple[bool, str]]:
     """What the bars say of ranks on one host; nothing without Gloo."""
     if "gloo" not in times:
         return []
@@ -192,14 +196,16 @@ def judge_host(nbytes: int, size: int, times: dict[str, float]) -> list[tuple[bo
     return bars
 
 
-def judge_link(nbytes: int, size: int, times: dict[str, float]) -> list[tuple[bool, str]]:
-    """What the bars say of ranks with links."""
+def judge_links(nbytes: int, hosts: int, times: dict[str, float]) -> list[tuple[bool, str]]:
+    """What the bars say of hosts with links; the first contestant is the one that counts."""
     if nbytes < LARGE:
         return []
-    shares = {name: bus_bandwidth(nbytes, size, t) / BOUND for name, t in times.items()}
-    met = shares["tcp"] >= OF_BOUND
-    gloo = f"; Gloo {shares['gloo']:.1%}" if "gloo" in shares else ""
-    return [(met, f"{shares['tcp']:.1%} of the bound (bar {OF_BOUND:.0%}) {word(met)}{gloo}")]
+    (ours, share), *others = (
+        (name, bus_bandwidth(nbytes, hosts, t) / BOUND) for name, t in times.items()
+    )
+    met = share >= OF_BOUND
+    text = f"{ours} {share:.1%} of the bound (bar {OF_BOUND:.0%}) {word(met)}"
+    return [(met, text + "".join(f", {name} {share:.1%}" for name, share in others))]
 
 
 def word(met: bool) -> str:
@@ -215,9 +221,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bytes", default=None, **numbers)  # type: ignore[arg-type]
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--veth", action="store_true", help="between network namespaces, as root")
+    parser.add_argument("--per-host", type=int, default=1, help="ranks in a namespace")
     args = parser.parse_args()
     if min(args.ranks) < 2 or args.rounds < 1 or min(args.bytes or [4]) < 4:
         parser.error("at least 2 ranks, 1 round and 4 bytes")
+    if args.per_host < 1 or any(size % args.per_host for size in args.ranks):
+        parser.error("--per-host must divide the numbers of ranks")
     return args
 
 

@@ -23,7 +23,7 @@ from .errors import (
 from .fabric import Fabric
 from .reduction import Array, Reduction, check_dtype, reduction, wire_dtype
 from .transport import ConnectionLost, TransportError
-from .turns import Handle, Turns
+from .turns import Handle, Turns, closed
 
 NEWS_SECONDS = 2.0  # after a connection ended, how long to wait for the news that explains it
 
@@ -63,6 +63,7 @@ class Ring:
         self._fabric = fabric
         self._control = control
         self._turns = Turns(f"tensorlite-ring-{rank}")
+        self._closing = False
         self._bucket: Array = np.empty(0, np.uint8)
 
     def all_reduce_(
@@ -200,6 +201,7 @@ class Ring:
     def close(self) -> None:
         """Close the connections to the other ranks. What they still wait for will not come, and
         what was started here and is not done fails."""
+        self._closing = True
         self._turns.close()
         if self._fabric is not None:
             self._fabric.interrupt()
@@ -238,6 +240,8 @@ class Ring:
             else:
                 call(algorithm)
         except TransportError as error:
+            if self._closing:
+                raise closed() from None
             raise self._explain(error, sig) from None
         except BaseException as error:
             # Half a collective is on its way: nobody can go on from there.

@@ -104,11 +104,11 @@ class Turns:
             self._started.put(None)
             handles, self._unsettled = self._unsettled, set()
         for handle in handles:
-            handle.fail(_closed())
+            handle.fail(closed())
 
     def _take(self) -> int:
         if self._closed:
-            raise _closed()
+            raise closed()
         number, self._next = self._next, self._next + 1
         return number
 
@@ -122,7 +122,7 @@ class Turns:
                 self._changed.notify_all()
                 raise
             if self._closed:
-                raise _closed()
+                raise closed()
         try:
             yield
         finally:
@@ -143,7 +143,8 @@ class Turns:
                 self._unsettled.discard(handle)
 
 
-def _closed() -> DistributedError:
+def closed() -> DistributedError:
+    """What those get who come too late, or did not wait."""
     return DistributedError(
         "the ring is closed: the worker's main has returned. Wait for every handle before it does"
     )

@@ -95,3 +95,17 @@ def test_turns_give_one_median_for_each_worker() -> None:
             worker.ask(build="build_copy", arguments={"moved": moved})
         small, large = take_turns(both, rounds=2, seconds=0.01)
     assert 0 < small < large  # ten thousand times the bytes
+
+
+def test_workers_can_be_asked_at_the_same_time() -> None:
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(Worker("numpy", "kernels.in_numpy", 1, prefix=("env", "-")))
+            for _ in range(2)
+        ]
+        for worker in both:
+            worker.request(build="build_copy", arguments={"moved": 8_000})
+        assert [worker.answer() for worker in both] == [{}, {}]
+        for worker in both:
+            worker.sleep()
+        assert all(len(worker.ask(run=2)["seconds"]) == 2 for worker in both)

@@ -98,18 +98,24 @@ def test_waiting_has_a_limit():
 
 def test_handles_that_nobody_waited_for_fail_when_main_returns():
     kept = {}
+    started = threading.Event()
 
     def main(worker):
+        worker.ring.barrier()
         if worker.rank == 0:
             kept["first"] = worker.ring.all_reduce_async(np.ones(4))
             kept["second"] = worker.ring.all_reduce_async(np.ones(4))
+            started.set()
         else:
+            started.wait(10)
+            with pytest.raises(dist.DistributedError):
+                kept["second"].wait(timeout=10)
             worker.ring.barrier()
 
-    with pytest.raises(dist.WorkerError):
+    with pytest.raises(dist.WorkerError, match="rank 0 .* left the ring while rank 1"):
         run_local(main, num_workers=2)
     for handle in kept.values():
-        with pytest.raises(dist.DistributedError):
+        with pytest.raises(dist.DistributedError, match="Wait for every handle"):
             handle.wait(timeout=10)
 
 
