@@ -10,7 +10,8 @@ levels. If one proof fails, all stay with the ring of connections, and rank 0 lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Fabric:
 
     Args:
         segment: memory of this rank that the others may map, if there is any; `Fabric` owns it.
+        idle_seconds: how long a collective waits for another rank.
 
     Attributes:
         algorithm: how collectives run, for now.
@@ -44,19 +46,14 @@ class Fabric:
         self._members = links.members
         self._segment = segment
         self._idle_seconds = idle_seconds
-        self._board: Board | None = None
-        size = len(links.members)
-        self._tcp = TcpTransport((rank - 1) % size, (rank + 1) % size, links.previous, links.next)
         self._host = links.members[rank].host
-        self._around = Around(range(size), rank, self._host, self._tcp, idle_seconds)
-        self._leaders: TcpTransport | None = None
+        self._transports: list[TcpTransport | Board] = []
+        self._everyone = self._ring(range(len(links.members)), links.next, links.previous)
+        self._leaders: Around | None = None
         if links.leaders is not None:
             leaders = [group[0] for group in groups_of(links.members)]
-            position = leaders.index(rank)
-            previous, following = leaders[position - 1], leaders[(position + 1) % len(leaders)]
-            outgoing, incoming = links.leaders
-            self._leaders = TcpTransport(previous, following, incoming, outgoing)
-        self.algorithm: Algorithm = self._around
+            self._leaders = self._ring(leaders, *links.leaders)
+        self.algorithm: Algorithm = self._everyone
 
     def share_memory(self, all_gather: Gather) -> None:
         """Go over to shared memory where the ranks can prove that they have it. Every rank calls
@@ -70,26 +67,34 @@ class Fabric:
                 self._use(groups, group, memories)
             elif self._rank == 0:
                 _logger.warning("workers of one host exchange data over connections: %s", problem)
-        if self._segment is not None:
-            self._segment.close()
+        self._let_go_of_segment()
 
     def interrupt(self) -> None:
         """Make what waits for other ranks raise, now and for ever; from any thread."""
-        self._tcp.interrupt()
-        if self._leaders is not None:
-            self._leaders.interrupt()
-        if self._board is not None:
-            self._board.interrupt()
+        for transport in list(self._transports):
+            transport.interrupt()
 
     def close(self) -> None:
         """Give back connections and memory."""
-        self._tcp.close()
-        if self._leaders is not None:
-            self._leaders.close()
-        if self._board is not None:
-            self._board.close()
+        for transport in self._transports:
+            transport.close()
+        self._let_go_of_segment()
+
+    def _let_go_of_segment(self) -> None:
+        """Close the way in: whoever maps the segment keeps it, and nobody else needs it."""
         if self._segment is not None:
             self._segment.close()
+            self._segment = None
+
+    def _ring(
+        self, ranks: Sequence[int], outgoing: socket.socket, incoming: socket.socket
+    ) -> Around:
+        position = ranks.index(self._rank)
+        previous, following = ranks[position - 1], ranks[(position + 1) % len(ranks)]
+        transport = TcpTransport(previous, following, incoming, outgoing)
+        self._transports.append(transport)
+        total = len(self._members)
+        return Around(ranks, position, self._host, transport, self._idle_seconds, total)
 
     def _prove(self, all_gather: Gather, group: list[int], largest: int) -> tuple[list[Array], str]:
         """The memory of this rank's group, and why it cannot be used, or nothing."""
@@ -125,20 +130,16 @@ class Fabric:
         return memories
 
     def _use(self, groups: list[list[int]], group: list[int], memories: list[Array]) -> None:
+        board = None
         if memories:
-            position = group.index(self._rank)
-            self._board = Board(group, position, memories, self._idle_seconds)
-        if len(groups) == 1:
-            assert self._board is not None
-            self.algorithm = Direct(self._board, self._host)
-            return
-        ring = None
-        if self._leaders is not None:
-            leaders = [group[0] for group in groups]
-            place = leaders.index(self._rank), self._host
-            total = len(self._members)
-            ring = Around(leaders, *place, self._leaders, self._idle_seconds, total)
-        self.algorithm = TwoLevel(groups, self._rank, self._host, self._board, ring, self._around)
+            board = Board(group, group.index(self._rank), memories, self._idle_seconds)
+            self._transports.append(board)
+        if board is not None and len(groups) == 1:
+            self.algorithm = Direct(board, self._host)
+        else:
+            self.algorithm = TwoLevel(
+                groups, self._rank, self._host, board, self._leaders, self._everyone
+            )
 
 
 def _text(message: str) -> Array:

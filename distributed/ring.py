@@ -116,16 +116,17 @@ class Ring:
             )
         dtype = arrays[0].dtype
         how = reduction(op, dtype, "all_reduce")
-        total = sum(array.size for array in arrays)
-        if self._bucket.nbytes < total * how.work_dtype.itemsize:
-            self._bucket = np.empty(total * how.work_dtype.itemsize, np.uint8)
-        bucket = self._bucket[: total * how.work_dtype.itemsize].view(how.work_dtype)
-        parts = np.split(bucket, np.cumsum([array.size for array in arrays])[:-1])
-        for part, array in zip(parts, arrays, strict=True):
-            part.reshape(array.shape)[...] = array
-        self.all_reduce_(bucket, op, leaves=[leaf_of(array) for array in arrays])
-        for part, array in zip(parts, arrays, strict=True):
-            array[...] = part.reshape(array.shape)
+        nbytes = sum(array.size for array in arrays) * how.work_dtype.itemsize
+        with self._turns.turn():
+            if self._bucket.nbytes < nbytes:
+                self._bucket = np.empty(nbytes, np.uint8)
+            bucket = self._bucket[:nbytes].view(how.work_dtype)
+            parts = np.split(bucket, np.cumsum([array.size for array in arrays])[:-1])
+            for part, array in zip(parts, arrays, strict=True):
+                part.reshape(array.shape)[...] = array
+            self._all_reduce(bucket, op, None, [leaf_of(array) for array in arrays])()
+            for part, array in zip(parts, arrays, strict=True):
+                array[...] = part.reshape(array.shape)
 
     def reduce_scatter_(
         self, array: Array, op: str = "sum", *, leaves: Sequence[Leaf] = ()

@@ -81,7 +81,7 @@ class Around:
         host: this rank's host, for error messages.
         transport: to the next member and from the previous one.
         idle_seconds: how long nothing may arrive.
-        total: number of ranks that a mean is taken over; None means the members.
+        total: number of ranks that a mean is taken over, with those behind the members.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Around:
         host: str,
         transport: Transport,
         idle_seconds: float,
-        total: int | None = None,
+        total: int,
     ):
         self.size = len(members)
         self.position = position
@@ -99,7 +99,7 @@ class Around:
         self._host = host
         self._transport = transport
         self._idle_seconds = idle_seconds
-        self._total = len(members) if total is None else total
+        self._total = total
         self._calls = 0
         self._scratch: Array = np.empty(0, np.uint8)
         self._wire: Array = np.empty(0, np.uint8)
