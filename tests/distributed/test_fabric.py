@@ -1,5 +1,6 @@
 """Who shares memory with whom: found out by proof, and left alone where the proof fails."""
 
+import itertools
 import logging
 import os
 import resource
@@ -162,3 +163,30 @@ def test_a_stuck_rank_is_named_by_the_deadline():
 
     with pytest.raises(dist.WorkerError, match=r"rank 1 .*nothing arrived from it for 0.3 s"):
         dist.run_local(main, num_workers=2, timeout=0.3)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_error_in_one_worker_wakes_all_others(transport, victim):
+    """Whoever waits for whom: leaders for other hosts, and workers of a host for each other."""
+    woken = {}
+
+    def main(worker):
+        array = np.ones(400_000, np.float32)
+        try:
+            for step in itertools.count():
+                if step == 2 and worker.rank == victim:
+                    raise KeyError("a missing file")
+                worker.ring.all_reduce_(array, "max")
+        except dist.PeerError as error:
+            woken[worker.rank] = str(error)
+            raise
+
+    with (
+        reached_through(transport) as options,
+        pytest.raises(dist.WorkerError, match="KeyError: 'a missing file'"),
+    ):
+        dist.run_local(main, num_workers=4, **options)
+    assert sorted(woken) == sorted({0, 1, 2, 3} - {victim})
+    for text in woken.values():
+        assert f"stopped, because rank {victim}" in text
