@@ -19,7 +19,7 @@ from typing import Any
 import tensorlite as tl
 
 from .control import Control
-from .errors import Failure, failure_of, peer_error
+from .errors import Failure, PeerError, failure_of, peer_error
 from .fabric import Fabric
 from .rendezvous import Gather, meet
 from .ring import Ring
@@ -95,7 +95,10 @@ def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: 
     worker = _worker(place, options, ring, links.credentials.attempt)
 
     def connected(worker: Worker) -> Any:
-        fabric.share_memory(ring.all_gather)
+        # Another worker may have failed in its main already. This one hears of it in the first
+        # collective of its own main, as it would a moment later.
+        with contextlib.suppress(PeerError):
+            fabric.share_memory(ring.all_gather)
         return call(worker)
 
     try:
