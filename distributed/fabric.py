@@ -10,7 +10,6 @@ levels. If one proof fails, all stay with the ring of connections, and rank 0 lo
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from .algorithms.direct import Direct
 from .algorithms.two_level import TwoLevel
 from .reduction import Array
 from .rendezvous import Links, groups_of
+from .streams import Stream
 from .transport.memory import TOKEN_BYTES, Board, Segment, Unshared, map_segment, token_of
 from .transport.tcp import TcpTransport
 
@@ -86,9 +86,7 @@ class Fabric:
             self._segment.close()
             self._segment = None
 
-    def _ring(
-        self, ranks: Sequence[int], outgoing: socket.socket, incoming: socket.socket
-    ) -> Around:
+    def _ring(self, ranks: Sequence[int], outgoing: Stream, incoming: Stream) -> Around:
         position = ranks.index(self._rank)
         previous, following = ranks[position - 1], ranks[(position + 1) % len(ranks)]
         transport = TcpTransport(previous, following, incoming, outgoing)
