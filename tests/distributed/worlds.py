@@ -82,10 +82,10 @@ class World:
 
 
 def run_processes(main, args=(), *, size, meddle=lambda entries: None, **options):
-    """`run_local` with processes, where `meddle` may change what is published; the `Outcome` of
-    each rank."""
+    """`run_local` with processes and all data over connections, where `meddle` may change what is
+    published; the `Outcome` of each rank."""
     context = multiprocessing.get_context("spawn")
-    settings = Options(secrets.token_bytes(32), **options)
+    settings = Options(secrets.token_bytes(32), shared_memory=False, **options)
     hosts = ("127.0.0.1",) * size
     pipes, processes = [], []
     with contextlib.ExitStack() as stack:
