@@ -56,13 +56,14 @@ def stop_spark():
 
 
 @contextlib.contextmanager
-def spark_local_cluster(workers):
+def spark_local_cluster(workers, **settings):
     """A session on `workers` executors of one core, each a process of its own."""
     import pyspark
 
     logs = Path(pyspark.__file__).parent / "work"  # where Spark's local cluster keeps its logs
     before = set(logs.glob("app-*"))
-    with spark_session(f"local-cluster[{workers},1,1024]", **SMALL_EXECUTORS) as session:
+    settings = SMALL_EXECUTORS | settings
+    with spark_session(f"local-cluster[{workers},1,1024]", **settings) as session:
         yield session
     for folder in set(logs.glob("app-*")) - before:
         shutil.rmtree(folder, ignore_errors=True)
