@@ -7,21 +7,27 @@ this worker brought. Each function flattens, packs, calls the ring, and hands ba
 same structure whose leaves are tensors on the devices of the leaves that came in (NumPy arrays and
 numbers count as leaves too, and come back on the worker's device).
 
+Inside a function that `tl.jit`, `tl.grad` or `tl.vmap` transforms, the same functions make one
+equation of each leaf (`tensorlite.collective`), which is differentiated and compiled: a jitted step
+packs them in buckets and sends these while it computes the rest.
+
 Every worker must call the same functions in the same order, on trees of the same structure, shapes
 and dtypes. Where they do not, all of them raise `MismatchError`; `PeerError` says that another
 worker failed, `DeadlineError` that one is stuck."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 import tensorlite as tl
+from tensorlite import collective
 
 from .agreement import Leaf, leaf_of
+from .errors import DistributedError
 from .reduction import Array, check_dtype, reduction
 from .worker import Worker, current_worker
 
@@ -42,11 +48,13 @@ def all_reduce(tree: Any, op: str = "sum") -> Any:
         TypeError: a leaf's dtype does not go with `op`.
         MismatchError, PeerError, DeadlineError: see the top of this file.
     """
+    if _is_traced(tree):
+        return _traced(tree, "all_reduce", lambda x: collective.all_reduce(x, op), op)
     packed = _Packed(tree, "all_reduce", op)
     for group in packed.groups():
         flat = packed.pack(group)
         with packed.span(flat.nbytes, op=op):
-            packed.worker.ring.all_reduce_(flat, op, leaves=packed.leaves)
+            _wait_for(lambda ring, x=flat: ring.all_reduce_(x, op, leaves=packed.leaves))
         for index, part in zip(group, packed.split(group, flat), strict=True):
             packed.results[index] = part.reshape(packed.arrays[index].shape)
     return packed.tree()
@@ -67,6 +75,8 @@ def reduce_scatter(tree: Any, op: str = "sum") -> Any:
         ValueError: a leaf cannot be cut into equal parts.
         TypeError, MismatchError, PeerError, DeadlineError: as in `all_reduce`.
     """
+    if _is_traced(tree):
+        return _traced(tree, "reduce_scatter", lambda x: collective.reduce_scatter(x, op), op)
     packed = _Packed(tree, "reduce_scatter", op)
     size = packed.worker.size
     for name, _, shape in packed.leaves:
@@ -79,7 +89,7 @@ def reduce_scatter(tree: Any, op: str = "sum") -> Any:
         blocks = [packed.arrays[index].reshape(size, -1) for index in group]
         flat = np.concatenate(blocks, axis=1).reshape(-1)
         with packed.span(flat.nbytes, op=op):
-            mine = packed.worker.ring.reduce_scatter_(flat, op, leaves=packed.leaves)
+            mine = _wait_for(lambda ring, x=flat: ring.reduce_scatter_(x, op, leaves=packed.leaves))
         widths = [block.shape[1] for block in blocks]
         for index, part in zip(group, _split(mine, widths), strict=True):
             rows, *rest = packed.arrays[index].shape
@@ -101,6 +111,8 @@ def all_gather(tree: Any, *, tiled: bool = False) -> Any:
         ValueError: `tiled`, and a leaf is a scalar.
         MismatchError, PeerError, DeadlineError: as in `all_reduce`.
     """
+    if _is_traced(tree):
+        return _traced(tree, "all_gather", _joined if tiled else collective.all_gather)
     packed = _Packed(tree, "all_gather")
     size = packed.worker.size
     if tiled and any(not shape for _, _, shape in packed.leaves):
@@ -108,7 +120,7 @@ def all_gather(tree: Any, *, tiled: bool = False) -> Any:
     for group in packed.groups():
         flat = packed.pack(group)
         with packed.span(flat.nbytes):
-            everyone = packed.worker.ring.all_gather(flat, leaves=packed.leaves)
+            everyone = _wait_for(lambda ring, x=flat: ring.all_gather(x, leaves=packed.leaves))
         widths = [packed.arrays[index].size for index in group]
         columns = np.split(everyone, np.cumsum(widths)[:-1], axis=1)
         for index, column in zip(group, columns, strict=True):
@@ -125,6 +137,10 @@ def broadcast(tree: Any, root: int = 0) -> Any:
         ValueError: there is no such rank.
         MismatchError, PeerError, DeadlineError: as in `all_reduce`.
     """
+    if _is_traced(tree):
+        if not 0 <= root < current_worker().size:
+            raise ValueError(f"broadcast: there is no rank {root!r} to be root")
+        return _traced(tree, "broadcast", lambda x: collective.all_gather(x)[root])
     packed = _Packed(tree, "broadcast")
     for group in packed.groups():
         flat = packed.pack(group)
@@ -140,6 +156,42 @@ def barrier() -> None:
     worker = current_worker()
     with tl.profiler.span("barrier", workers=worker.size):
         worker.ring.barrier()
+
+
+def _wait_for(collective: Callable[..., Any]) -> Any:
+    """Run `collective` of the ring behind those that are under way; the time is counted as exposed
+    communication."""
+    return tl.communication.channel().call(collective)
+
+
+def _is_traced(tree: Any) -> bool:
+    return collective.is_traced(*tl.tree.leaves(tree))
+
+
+def _traced(
+    tree: Any, caller: str, function: Callable[[tl.Tensor], tl.Tensor], op: str | None = None
+) -> Any:
+    """`function` of each leaf, once it is clear that there is a world for it."""
+    worker = current_worker()
+    if tl.communication.world().size != worker.size:
+        raise DistributedError(
+            f"{caller}: Trainer(shards=...) computes each part of a batch by itself, without the "
+            "other workers; leave shards out to communicate within the loss"
+        )
+    for leaf, name in zip(tl.tree.leaves(tree), tl.tree.paths(tree), strict=True):
+        where = f"{caller}: leaf {name!r}" if name else caller
+        if op is None:
+            check_dtype(tl.asarray(leaf).dtype, where)
+        else:
+            reduction(op, tl.asarray(leaf).dtype, where)
+    return tl.tree.map(lambda leaf: function(tl.asarray(leaf)), tree)
+
+
+def _joined(x: tl.Tensor) -> tl.Tensor:
+    if not x.shape:
+        raise ValueError("all_gather: a scalar has no axis to join along; use tiled=False")
+    everyone = collective.all_gather(x)
+    return tl.reshape(everyone, (-1, *x.shape[1:]))
 
 
 class _Packed:

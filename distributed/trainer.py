@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import tensorlite as tl
-from tensorlite import optim
+from tensorlite import communication, optim
 from tensorlite.data import ArrayDataset
 
 from . import cluster
@@ -36,8 +36,9 @@ class TrainingResult:
         history: `{"loss": [...]}`, the loss over the global batch at every step.
         summary: steps, epochs, workers, seconds (all of `fit`), images_per_second (of all workers
             together), and on rank 0 the parts of a step's time spent on input, compute and
-            communication, which add up to 1. Rates leave out the first step of each batch size,
-            which is traced and compiled.
+            communication, which add up to 1. Communication is what was waited for;
+            hidden_communication is the part of a step in which it went on behind computation.
+            Rates leave out the first step of each batch size, which is traced and compiled.
     """
 
     model: Any
@@ -79,9 +80,13 @@ class Trainer:
             the last digit grow. It costs smaller matrix products, and more communication for more
             than two workers: each gets the sums of all others. Batch norm then takes its statistics
             over a part. None computes one part per worker and sums around the ring.
+        bucket_bytes: gradients are sent in buckets of about this size, each as soon as it is
+            complete, while the others are still computed; the first one has at most 1 MiB. Smaller
+            ones hide more but pay the latency of the network more often. None sends all at once,
+            when the last one is ready.
         seed: of the order of rows, the augmentation and the loss's keys.
         progress: show a progress bar; or a function that is called with records, dicts with step,
-            epoch, loss, images_per_second and communication.
+            epoch, loss, images_per_second, communication and hidden_communication.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: more options of `dist.launch`, such as `timeout` or `encrypt`.
     """
@@ -100,6 +105,7 @@ class Trainer:
         checkpoint_every: int | None = None,
         drop_last: bool = False,
         shards: int | None = None,
+        bucket_bytes: int | None = communication.BUCKET_BYTES,
         seed: int = 0,
         progress: bool | Watcher = True,
         spark: Any = None,
@@ -126,6 +132,8 @@ class Trainer:
         if ema is not None and not (isinstance(ema, int | float) and 0 <= ema < 1):
             raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema!r}")
         _check_count("seed", seed, 0)
+        if bucket_bytes is not None:
+            _check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
             _check_shards(shards, max(num_workers, 1))
         if num_workers > batch_size:
@@ -143,6 +151,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.drop_last = drop_last
         self.shards = shards
+        self.bucket_bytes = bucket_bytes
         self.seed = seed
         self.progress = progress
         self.spark = spark
@@ -202,6 +211,7 @@ class Trainer:
             checkpoint_every=self.checkpoint_every,
             drop_last=self.drop_last,
             shards=self.shards,
+            bucket_bytes=self.bucket_bytes,
         )
         if epochs is not None:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
@@ -260,6 +270,7 @@ class Trainer:
             "input": timing.input / total,
             "compute": timing.compute / total,
             "communication": timing.communication / total,
+            "hidden_communication": timing.hidden / total,
         }
         history = {"loss": progress.losses}
         return TrainingResult(state["model"], averaged, state["optimizer"], history, summary)

@@ -3,8 +3,9 @@ workers, the same update everywhere.
 
 All workers start from the same bits and add the same bits, so they stay equal without ever sending
 parameters. A batch is a list of row numbers that each worker computes for itself; each takes its
-share in rank order. Gradients are weighted by rows, so that their sum is that of the mean over the
-whole batch, however it was shared out."""
+share in rank order. The loss is weighted by rows before it is differentiated, so that the gradients
+add up to that of the mean over the whole batch, however it was shared out. Gradients, their sum and
+the update are one jitted step, in which sums travel while other gradients are computed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import tensorlite as tl
-from tensorlite import optim, random
+from tensorlite import communication, optim, random
 from tensorlite.data import permutation
 
 from .checkpoint import CheckpointFolder
@@ -47,6 +48,7 @@ class Job:
     checkpoint_every: int | None
     drop_last: bool
     shards: int | None = None
+    bucket_bytes: int | None = communication.BUCKET_BYTES
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,11 +59,13 @@ class Job:
 @dataclasses.dataclass
 class Timing:
     """Seconds spent, and the rows seen meanwhile, since the first step of each shape is done:
-    before that the time goes into tracing."""
+    before that the time goes into tracing. Communication is what was waited for; what went on
+    behind computation is `hidden`, and part of `compute`."""
 
     input: float = 0.0
     compute: float = 0.0
     communication: float = 0.0
+    hidden: float = 0.0
     rows: int = 0
 
     @property
@@ -95,24 +99,21 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
     timing = Timing()
     shapes_seen: set[int] = set()
     for epoch, batch in _batches(job, start=step):
-        began = time.perf_counter()
+        began, before = time.perf_counter(), communication.spent()
         shares = Share.all_of(worker, batch, job.shards)
         arrays = [functions.input(epoch, share.rows) for share in shares]
         fed = time.perf_counter()
-        partial, counters = functions.gradients(state["model"], step, shares, arrays)
-        computed = time.perf_counter()
-        total = functions.total(partial)
-        reduced = time.perf_counter()
-        losses.append(float(total["loss"]))
+        state, loss = functions.step(state, step, shares, arrays)
+        losses.append(float(loss))
         _check_finite(losses[-1], step, epoch)
-        state = functions.update(state, total, counters)
         step += 1
-        done = time.perf_counter()
+        done, after = time.perf_counter(), communication.spent()
         if len(batch) in shapes_seen:
-            exchange = reduced - computed if worker.size > 1 else 0.0
+            exposed = after.exposed - before.exposed
             timing.input += fed - began
-            timing.compute += (done - fed) - exchange
-            timing.communication += exchange
+            timing.compute += (done - fed) - exposed
+            timing.communication += exposed
+            timing.hidden += after.hidden - before.hidden
             timing.rows += len(batch)
         shapes_seen.add(len(batch))
         if worker.rank == 0:
@@ -125,9 +126,9 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
 def _check_finite(loss: float, step: int, epoch: int) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step + 1} (epoch {epoch}), before the parameters were "
-            "updated with it. The usual causes: a learning rate that is too high, integer labels "
-            "outside of the classes, or NaN in the data"
+            f"the loss is {loss} at step {step + 1} (epoch {epoch}), with the parameters from "
+            "before that step's update. The usual causes: a learning rate that is too high, "
+            "integer labels outside of the classes, or NaN in the data"
         )
 
 
@@ -176,8 +177,8 @@ class Share:
 
 
 class _Functions:
-    """The compiled pieces of a step. The state is a dict: model, optimizer and, if wanted,
-    average."""
+    """The compiled pieces of a step. The state is a dict: model, optimizer and, if wanted, average;
+    a step consumes it."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -187,13 +188,17 @@ class _Functions:
         self._takes_key = "key" in inspect.signature(job.loss).parameters
         self._average = moving_average(job)
         self._augment = tl.jit(self._augmented)
+        self._whole_step = tl.jit(self._stepped, donate_argnums=0)
+        # With shards, what each of them needs is a program of its own, so that its bits are the
+        # same however many of them a worker has.
         self._gradients = tl.jit(self._weighted_gradients)
         self._add = tl.jit(lambda a, b: tl.tree.map(tl.add, a, b))
         self._fold = tl.jit(lambda stacked: tl.tree.map(_pairwise_sum, stacked))
-        self.update = tl.jit(self._updated)
+        self._update = tl.jit(self._updated, donate_argnums=0)
 
     def start(self, model: Any) -> dict[str, Any]:
-        """The state before the first step."""
+        """The state before the first step, which shares no memory with `model`."""
+        model = tl.tree.map(lambda leaf: tl.asarray(leaf, copy=True), model)
         state = {"model": model, "optimizer": self._job.optimizer.init(model)}
         if self._average is not None:
             state["average"] = self._average.init(model)
@@ -206,30 +211,42 @@ class _Functions:
             tensors[0] = self._augment(tl.asarray(epoch), tl.asarray(rows), tensors[0])
         return tensors
 
-    def gradients(
-        self, model: Any, step: int, shares: list[Share], arrays: list[list[tl.Tensor]]
-    ) -> tuple[dict[str, Any], list[tl.Tensor]]:
-        """This worker's terms of the sums over the global batch, and its integer buffers."""
-        of_step = random.fold_in(self._loss_key, step) if self._takes_key else None
-        partials = []
-        for share, of_share in zip(shares, arrays, strict=True):
-            key = None
-            if of_step is not None:
-                key = random.shard(of_step, share.first, len(share.rows))
-            weight = tl.asarray(np.asarray(share.weight))
-            partials.append(self._gradients(model, key, weight, of_share))
+    def step(
+        self, state: dict[str, Any], step: int, shares: list[Share], arrays: list[list[tl.Tensor]]
+    ) -> tuple[dict[str, Any], tl.Tensor]:
+        """The state after the next step, and the loss over the whole batch before it."""
+        inputs = [
+            (self._key(step, share), tl.asarray(np.asarray(share.weight)), of_share)
+            for share, of_share in zip(shares, arrays, strict=True)
+        ]
+        if self._job.shards is None:
+            with communication.bucketing(self._job.bucket_bytes):
+                return self._whole_step(state, *inputs[0])
+        with communication.entered(None):  # a shard is computed without the other workers
+            partials = [self._gradients(state["model"], *of_share) for of_share in inputs]
         counters = partials[0][1]
         sums = [partial for partial, _ in partials]
         while len(sums) > 1:  # in pairs of neighbours, as `_pairwise_sum` goes on among workers
             sums = [self._add(a, b) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
-        return sums[0], counters
+        # In an order that is the same for any number of workers, for which each must get all terms.
+        total = self._fold(all_gather(sums[0]))
+        return self._update(state, total, counters), total["loss"]
 
-    def total(self, partial: dict[str, Any]) -> dict[str, Any]:
-        """The sums over all workers: by a ring, or, for shards, in an order that is the same for
-        any number of workers, for which every worker must get the terms of all."""
-        if self._job.shards is None:
-            return all_reduce(partial, op="sum")
-        return self._fold(all_gather(partial))
+    def _key(self, step: int, share: Share) -> tl.Tensor | None:
+        if not self._takes_key:
+            return None
+        return random.shard(random.fold_in(self._loss_key, step), share.first, len(share.rows))
+
+    def _stepped(
+        self,
+        state: dict[str, Any],
+        key: tl.Tensor | None,
+        weight: tl.Tensor,
+        arrays: list[tl.Tensor],
+    ) -> tuple[dict[str, Any], tl.Tensor]:
+        partial, counters = self._weighted_gradients(state["model"], key, weight, arrays)
+        total = all_reduce(partial, op="sum")
+        return self._updated(state, total, counters), total["loss"]
 
     def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
         augment = self._job.augment
@@ -245,23 +262,23 @@ class _Functions:
     def _weighted_gradients(
         self, model: Any, key: tl.Tensor | None, weight: tl.Tensor, arrays: list[tl.Tensor]
     ) -> tuple[dict[str, Any], list[tl.Tensor]]:
+        """This worker's terms of the sums over the global batch, and its integer buffers."""
         options = {} if key is None else {"key": key}
-
-        def objective(model: Any) -> tuple[tl.Tensor, Any]:
-            out = self._job.loss(model, *arrays, **options)
-            loss, kept = out if isinstance(out, tuple) else (out, model)
-            return loss, kept
-
-        (loss, kept), gradient = tl.value_and_grad(objective, has_aux=True)(model)
-        _check_kept(kept, model)
-        floats, counters = _split_by_dtype(_parted(kept)[1])
 
         def weighted(x: tl.Tensor) -> tl.Tensor:
             return x * weight.astype(x.dtype)
 
+        def objective(model: Any) -> tuple[tl.Tensor, Any]:
+            out = self._job.loss(model, *arrays, **options)
+            loss, kept = out if isinstance(out, tuple) else (out, model)
+            return weighted(tl.asarray(loss)), kept
+
+        (loss, kept), gradient = tl.value_and_grad(objective, has_aux=True)(model)
+        _check_kept(kept, model)
+        floats, counters = _split_by_dtype(_parted(kept)[1])
         partial = {
-            "loss": weighted(loss),
-            "gradients": [weighted(g) for g in _parted(gradient)[0]],
+            "loss": loss,
+            "gradients": _parted(gradient)[0],
             "buffers": [weighted(b) for b in floats],
         }
         return partial, counters
@@ -333,6 +350,7 @@ def _record(step: int, epoch: int, loss: float, timing: Timing) -> dict[str, Any
         "loss": loss,
         "images_per_second": timing.rows / timing.total if timing.rows else 0.0,
         "communication": timing.communication / timing.total if timing.rows else 0.0,
+        "hidden_communication": timing.hidden / timing.total if timing.rows else 0.0,
     }
 
 

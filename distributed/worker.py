@@ -8,6 +8,8 @@ import contextvars
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from tensorlite import communication
+
 from .errors import DistributedError
 from .ring import Ring
 
@@ -62,9 +64,11 @@ def current_worker() -> Worker:
 
 @contextlib.contextmanager
 def entered(worker: Worker) -> Iterator[Worker]:
-    """Make `worker` the current one within the block."""
+    """Make `worker` the current one within the block, and its ring the one that collectives in
+    jitted functions go around."""
     token = _current.set(worker)
     try:
-        yield worker
+        with communication.entered(worker.ring):
+            yield worker
     finally:
         _current.reset(token)

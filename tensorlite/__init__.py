@@ -8,7 +8,19 @@ the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim
 from math import e, inf, nan, pi
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import checkpoint_policies, data, debug, io, linalg, nn, optim, profiler, random, tree
+from . import (
+    checkpoint_policies,
+    communication,
+    data,
+    debug,
+    io,
+    linalg,
+    nn,
+    optim,
+    profiler,
+    random,
+    tree,
+)
 from . import names as _names
 from ._version import __version__
 from .array_api import VERSION as __array_api_version__
@@ -45,6 +57,7 @@ from .dtypes import bool_ as bool
 from .graph import make_graph
 from .io import load, save
 from .jit import jit
+from .ops import collective
 from .ops import methods as _methods  # attaches the operators of Tensor
 from .ops.control import stop_gradient
 from .ops.creation import (

@@ -2,8 +2,8 @@
 
 A jitted function is one primitive, `call`, whose parameter is a graph; so every transform goes
 through it; `grad(jit(f))` runs the two compiled halves that `halves.py` makes. A new signature
-(structure, shapes, dtypes, device, precision, static values) is traced anew: a graph is never
-replayed for arguments that it was not traced for.
+(structure, shapes, dtypes, device, precision, static values, number of ranks) is traced anew: a
+graph is never replayed for arguments that it was not traced for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from . import observe, tree
 from .arguments import as_names, as_positions, check_function
+from .communication import world
 from .core import Aval, Primitive, Tensor, bind, exactly, tracing_graph
 from .device import Device, current_device
 from .graph import Graph, Traced, trace_graph
@@ -112,7 +113,7 @@ class Jitted:
             device = leaves[0].device if leaves else current_device()
         if donated and any(leaf.trace is not None for leaf in leaves):
             donated = []  # a transform uses them again
-        key = (*signature, *weak, device, active_precision())
+        key = (*signature, *weak, device, active_precision(), world())
         traced = self._cache.get(key)
         if traced is None:
             traced = self._trace(key, args, kwargs, treedef, leaves, weak, device)
@@ -219,6 +220,7 @@ class Jitted:
                 described[name] = described.pop(str(i)) + (" (Python scalar)" if flags[i] else "")
             described |= {f"static argument {place}": repr(fixed[place]) for place in fixed}
             described |= {"device": str(device), "precision": active_precision()}
+            described["world"] = str(world())
             described["structure"] = str(treedef)
             self._log_trace(described)
         with observe.span(f"trace {self._name}"):

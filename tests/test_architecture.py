@@ -21,7 +21,7 @@ ROOMS = (
     ("core", "threads"),
     ("dtypes", "tree", "origin", "arguments", "names"),
     ("device",),
-    ("observe",),
+    ("observe", "communication"),
     ("ops", "precision"),
     ("boxes", "autodiff", "vectorize", "graph", "render", "drawing"),
     ("checkpoint_policies",),

@@ -21,6 +21,7 @@ from ..ops.shape import reshape_p
 from .fuse import nest_p
 from .loops import Nest
 from .memory import Life
+from .schedule import Bucket, bucket_p, exchange_p, run_bucket, start_p, wait_p
 
 Kernel = Callable[..., Any]
 
@@ -56,6 +57,24 @@ class Value(NamedTuple):
     external: bool
     number: int
     offset: int = 0
+
+
+class Copy(NamedTuple):
+    """Code of a launch that copies bytes from its first value to its second."""
+
+    nbytes: int
+
+
+class Start(NamedTuple):
+    """Code of a launch that hands a bucket, its only value, to the communication thread."""
+
+    bucket: Bucket
+
+
+class Wait(NamedTuple):
+    """Code of a launch that waits until a bucket, its only value, is reduced."""
+
+    bucket: Bucket
 
 
 class Launch(NamedTuple):
@@ -121,6 +140,9 @@ class Builder:
         self._ends = {a for a in map(self._root, graph.outputs) if isinstance(a, Var)}
         self._last_reads = self._find_last_reads()
         self.results = self._place_ends()
+        self._members: dict[int, list[Value]] = {}  # of each bucket, by its number
+        self._bucket_values: set[int] = set()
+        self._place_buckets()
         for number, eqn in enumerate(graph.equations):
             first = len(self.launches)
             if not _is_alias(eqn):
@@ -142,6 +164,30 @@ class Builder:
                 self.new_avals.append(root.aval)
         self.constants_start = self.argument_count + len(self.new_avals)
         return [Result(self._value(a).number, a.aval.shape) for a in self.graph.outputs]
+
+    def _place_buckets(self) -> None:
+        """A bucket is one value of the arena, in which its operands are made and its results are
+        read. What somebody else has made, or reads after the start, is copied."""
+        equations = self.graph.equations
+        made = {v: n for n, eqn in enumerate(equations) for v in eqn.outputs}
+        starts = {eqn.outputs[0]: eqn for eqn in equations if eqn.prim is start_p}
+        for wait in (eqn for eqn in equations if eqn.prim is wait_p):
+            start, bucket = starts[wait.inputs[0]], wait.params["bucket"]  # type: ignore[index]
+            at = first = made[start.outputs[0]]
+            members = [Value(False, len(self.lives), offset) for offset in bucket.offsets]
+            for atom, member in zip(start.inputs, members, strict=True):
+                root = self._root(atom)
+                if not isinstance(root, Var) or root not in made or root in self._values:
+                    continue
+                if self._last_reads[root] == at:
+                    self._values[root] = member
+                    first = min(first, made[root])
+            for result, member in zip(wait.outputs, members, strict=True):
+                self._values.setdefault(result, member)
+            last = max(self._last_reads[result] for result in wait.outputs)
+            self._members[bucket.number] = members
+            self._bucket_values.add(len(self.lives))
+            self.lives.append(Life(max(bucket.nbytes, 1), first, last))
 
     def _root(self, atom: Atom) -> Atom:
         while isinstance(atom, Var) and atom in self._roots:
@@ -169,6 +215,8 @@ class Builder:
         """The value of a result of equation `number`: a new one in the arena, or that of an input
         which nobody reads afterwards and which the equation reads only where it writes."""
         if var in self._values:
+            if not self._values[var].external:  # in a bucket
+                return self._values[var]
             new = self._values[var].number - self.argument_count
             given = [value.number for value in self._dying_inputs(number, eqn, var, True)]
             if given:
@@ -205,11 +253,16 @@ class Builder:
             value = self._values[root]
             if value.external != external or value in taken or roots.count(root) > 1:
                 continue
+            if not external and value.number in self._bucket_values:
+                continue  # its neighbours may still be read
             same_size = root.aval.nbytes == var.aval.nbytes
             if same_size and self._may_share(nest, eqn.outputs.index(var), source):
                 yield value
 
     def _launch(self, number: int, eqn: Equation) -> None:
+        if eqn.prim is start_p or eqn.prim is wait_p:
+            self._launch_bucket(eqn)
+            return
         inputs = [self._value(atom) for atom in eqn.inputs]
         outputs = [self._result(number, eqn, var) for var in eqn.outputs]
         plan = self._planner(eqn)
@@ -231,6 +284,26 @@ class Builder:
         for code, arguments in plan.calls:
             values = tuple(_behind(places[kind][place], n) for kind, place, n in arguments)
             self.launches.append(Launch(plan.op, code, values))
+
+    def _launch_bucket(self, eqn: Equation) -> None:
+        """A start, behind the copies that it needs, or a wait, before those that others need."""
+        bucket: Bucket = eqn.params["bucket"]
+        members = self._members[bucket.number]
+        whole = (members[0]._replace(offset=0),)
+        sizes = [aval.nbytes for aval in bucket.avals]
+        name = eqn.prim.name
+        if eqn.prim is start_p:
+            sources = [self._value(atom) for atom in eqn.inputs]
+            self._copy(name, sizes, sources, members)
+            self.launches.append(Launch(name, Start(bucket), whole))
+        else:
+            self.launches.append(Launch(name, Wait(bucket), whole))
+            self._copy(name, sizes, members, [self._values[var] for var in eqn.outputs])
+
+    def _copy(self, op: str, sizes: list[int], sources: list[Value], targets: list[Value]) -> None:
+        for nbytes, source, target in zip(sizes, sources, targets, strict=True):
+            if source != target and nbytes:
+                self.launches.append(Launch(op, Copy(nbytes), (source, target)))
 
 
 def _behind(value: Value, offset: int) -> Value:
@@ -266,12 +339,18 @@ def host_kernel(
         ValueError: the equation moves a tensor to another device.
         NotImplementedError: there is no such function.
     """
+    if eqn.prim is bucket_p:
+        return run_bucket
+    if eqn.prim is exchange_p:
+        prim, options = eqn.params["prim"], dict(eqn.params["options"])
+        kernel = host_kernel(eqn._replace(prim=prim, params=options), lowerings, device)
+        return lambda *arrays, **_: kernel(*arrays, **options)
     if eqn.prim is transfer_p:
         raise ValueError(
             f"transfer: a jitted function runs on one device, here the {device}, and cannot move a "
             f"tensor to {eqn.params['device']}; move it before or after the call"
         )
-    kernel = lowerings.get(eqn.prim) or eqn.prim.numpy_rule
-    if kernel is None:
+    found = lowerings.get(eqn.prim) or eqn.prim.numpy_rule
+    if found is None:
         raise NotImplementedError(f"{eqn.prim.name} has no implementation for the {device}")
-    return kernel
+    return found

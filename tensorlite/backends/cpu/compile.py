@@ -1,7 +1,8 @@
 """From a traced graph to a program: the passes of the CPU, in order.
 
-inline -> simplify -> slide (bands) -> absorb (epilogues) -> fill_scatters -> fuse (loop nests) ->
-launches and memory. Where the native compiler is missing, `executor` has NumPy run the same graph.
+inline -> bucketed (collectives) -> simplify -> slide (bands) -> absorb (epilogues) -> fill_scatters
+-> fuse (loop nests) -> arranged (collectives) -> launches and memory. Where the native compiler is
+missing, `executor` has NumPy run the same graph.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ...compiler.fuse import fuse, nest_p
 from ...compiler.inline import inline
 from ...compiler.launches import Builder, Call, Kernel, Plan, Ref, host_kernel
 from ...compiler.scatters import fill_scatters, filled_scatter_p
+from ...compiler.schedule import arranged, bucketed
 from ...compiler.simplify import simplify, transposed_matmul_p
 from ...core import Primitive
 from ...graph import Equation, Graph
@@ -33,10 +35,10 @@ HEAVY = (conv_p, conv_input_grad_p, *_PRODUCTS)  # what may have an epilogue
 
 def compile_program(graph: Graph, lowerings: Mapping[Primitive, Kernel]) -> Program:
     """`graph` as a program for the CPU, for the number of threads that is set now."""
-    flat = inline(graph, ())
+    flat = bucketed(inline(graph, ()))
     lean = slide(simplify(flat))
     absorbed = absorb(lean, HEAVY, lambda eqn: plan_for(eqn) is not None)
-    fused = fuse(fill_scatters(absorbed), guards=True)
+    fused = arranged(fuse(fill_scatters(absorbed), guards=True), split=True)
     builder = Builder(fused, _plan, lambda eqn: host_kernel(eqn, lowerings), llvm.may_share)
     program = Program(builder)
     if observe.verbosity.level >= 2:

@@ -16,6 +16,7 @@ import numpy as np
 from ... import observe
 from ...compiler.inline import inline
 from ...compiler.launches import host_kernel
+from ...compiler.schedule import arranged, bucketed
 from ...core import Primitive, Tensor, primitives
 from ...device import get_device, lowerings_of
 from ...graph import Atom, Equation, Graph, Var
@@ -39,7 +40,8 @@ def compile_graph(
 ) -> Callable[..., tuple[np.ndarray, ...]]:
     """A function of the graph's inputs that returns its outputs, all NumPy arrays; if it is to be
     `watched`, it reports its steps."""
-    flat = inline(graph, {p for p in primitives.values() if p.numpy_rule or p in lowerings})
+    whole = {p for p in primitives.values() if p.numpy_rule or p in lowerings}
+    flat = arranged(bucketed(inline(graph, whole)), split=False)
     if observe.verbosity.level >= 2:
         observe.logger.debug(
             f"compile {graph.name} for the CPU: {len(graph.equations)} equations, "

@@ -1,9 +1,10 @@
 """The native function that runs a step: a loop over a table of launches.
 
 Between two launches nothing runs in Python and nobody holds the GIL. A launch is a fused loop nest,
-called with a table of pointers, or a oneDNN primitive, executed with a table of arguments. Tables
-are made once; buffers that change from call to call (arguments and results) are written into them
-by `bind`, which is native too.
+called with a table of pointers, or a oneDNN primitive, executed with a table of arguments, or a
+copy, or half of an exchange with the communication thread: the number of a job written to a pipe,
+or its outcome read from another. Tables are made once; buffers that change from call to call
+(arguments and results) are written into them by `bind`, which is native too.
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ from . import llvm
 LAUNCH = np.dtype(
     [("kind", "<i4"), ("count", "<i4"), ("target", "<u8"), ("arguments", "<u8")], align=True
 )
-NEST, ONEDNN = 0, 1
+NEST, ONEDNN, COPY, START, WAIT = range(5)
+# The arguments of a copy are two pointers and the number of bytes. Of a start: where to write, and
+# the number of the job. Of a wait: where to read, a RECORD, and the function that reads clocks. The
+# record has the outcome, 0 if all went well, and when the wait began and ended.
+RECORD = np.dtype(
+    [
+        ("outcome", "<i8"),
+        ("began", "<i8", 2),  # seconds and nanoseconds of the monotonic clock
+        ("ended", "<i8", 2),
+    ]
+)
+FAILED, INTERRUPTED = 1, 2  # statuses of a start or a wait
 # One line of a table of what `bind` writes: where, the number of the buffer, and bytes behind its
 # start.
 PATCH = np.dtype([("target", "<u8"), ("buffer", "<u8"), ("offset", "<u8")])
 
 _IR = """
-; Runs launches first to end - 1. Returns -1, or the number of a launch whose primitive failed,
-; with its status in the upper half.
+; Runs launches first to end - 1. Returns -1, or the number of a launch that failed, with its status
+; in the upper half.
 define i64 @tensorlite_drive(ptr %launches, i64 %first, i64 %end, ptr %execute, ptr %stream) {
 entry:
   br label %head
@@ -44,8 +56,11 @@ body:
   %target = load ptr, ptr %target.at
   %arguments.at = getelementptr { i32, i32, ptr, ptr }, ptr %launch, i64 0, i32 3
   %arguments = load ptr, ptr %arguments.at
-  %is.nest = icmp eq i32 %kind, 0
-  br i1 %is.nest, label %nest, label %primitive
+  %second.at = getelementptr i64, ptr %arguments, i64 1
+  switch i32 %kind, label %nest [ i32 1, label %primitive
+                                  i32 2, label %copy
+                                  i32 3, label %start
+                                  i32 4, label %wait ]
 nest:
   call void %target(ptr %arguments)
   br label %continue
@@ -53,11 +68,40 @@ primitive:
   %status = call i32 %execute(ptr %target, ptr %stream, i32 %count, ptr %arguments)
   %failed = icmp ne i32 %status, 0
   br i1 %failed, label %failure, label %continue
+copy:
+  %from = load ptr, ptr %arguments
+  %to = load ptr, ptr %second.at
+  %size.at = getelementptr i64, ptr %arguments, i64 2
+  %size = load i64, ptr %size.at
+  call ptr %target(ptr %to, ptr %from, i64 %size)
+  br label %continue
+start:
+  %out = load i32, ptr %arguments
+  %written = call i64 %target(i32 %out, ptr %second.at, i64 8)
+  %complete = icmp eq i64 %written, 8
+  br i1 %complete, label %continue, label %failure
+wait:
+  %in = load i32, ptr %arguments
+  %record = load ptr, ptr %second.at
+  %clock.at = getelementptr i64, ptr %arguments, i64 2
+  %clock = load ptr, ptr %clock.at
+  %began.at = getelementptr i64, ptr %record, i64 1
+  %ended.at = getelementptr i64, ptr %record, i64 3
+  call i32 %clock(i32 1, ptr %began.at)
+  %read = call i64 %target(i32 %in, ptr %record, i64 8)
+  call i32 %clock(i32 1, ptr %ended.at)
+  %arrived = icmp eq i64 %read, 8
+  br i1 %arrived, label %outcome, label %failure
+outcome:
+  %how = load i64, ptr %record
+  %well = icmp eq i64 %how, 0
+  br i1 %well, label %continue, label %failure
 continue:
   %next = add i64 %i, 1
   br label %head
 failure:
-  %wide = zext i32 %status to i64
+  %reason = phi i32 [ %status, %primitive ], [ 2, %start ], [ 2, %wait ], [ 1, %outcome ]
+  %wide = zext i32 %reason to i64
   %upper = shl i64 %wide, 32
   %result = or i64 %upper, %i
   ret i64 %result
@@ -124,6 +168,12 @@ def functions() -> tuple[ctypes._FuncPointer, ctypes._FuncPointer]:
     )
 
 
+@functools.cache
+def address(name: str) -> int:
+    """The address of a function of the C library."""
+    return ctypes.cast(getattr(ctypes.CDLL(None), name), c_void_p).value or 0
+
+
 # A NumPy array is an object whose first field, behind the head that all objects have, is the
 # pointer to its data. Reading it there is ten times faster than asking the array for it.
 _HEAD = object.__basicsize__
@@ -156,5 +206,6 @@ class Pointers:
 
 
 def describe_failure(result: int) -> tuple[int, int]:
-    """The number of the launch and oneDNN's status, from what `drive` returned."""
+    """The number of the launch and its status (oneDNN's, or one of those above), from what `drive`
+    returned."""
     return result & 0xFFFFFFFF, c_int32(result >> 32).value

@@ -9,20 +9,22 @@ same time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ... import observe
-from ...compiler.launches import Builder, HostStep, Launch, Value
+from ...compiler.launches import Builder, Copy, HostStep, Launch, Start, Value, Wait
 from ...compiler.loops import Nest
 from ...compiler.memory import ALIGNMENT, Layout, place
 from ...core import Aval
 from ...device import get_device
 from . import llvm, native, onednn
 from .allocator import empty
+from .exchange import Exchanges
 from .onednn.library import library
 from .onednn.memory import make_memory
 from .onednn.plan import ExecArg
@@ -47,6 +49,9 @@ class Execution(NamedTuple):
     call: onednn.Call
 
 
+_Given = Copy | Start | Wait  # codes that need no compiler: the C library has them
+
+
 class Program:
     """Launches and the layout of their memory; call it with NumPy arrays."""
 
@@ -62,7 +67,8 @@ class Program:
         self._replaced: dict[tuple[int, ...], dict[int, int]] = {}
         self.layout: Layout = place(builder.lives)
         launches = [x for x in self.launches if isinstance(x, Launch)]
-        codes = {x.code.key(): x.code for x in launches if not isinstance(x.code, Execution)}
+        own = [x.code for x in launches if not isinstance(x.code, Execution | _Given)]
+        codes = {code.key(): code for code in own}
         self.functions = {key: _compiled(code) for key, code in codes.items()}
         self.sections = _sections(self.launches)
         shapes = [*builder.argument_shapes, *(aval.shape for aval in self.new_avals)]
@@ -78,9 +84,9 @@ class Program:
         buffers = self._buffers(arguments, donated)
         if self.sections:
             instance = self._idle_instance()
-            instance.start(buffers)
-            for first, end in self.sections:
-                instance.run(first, end, buffers)
+            with instance.started(buffers):
+                for first, end in self.sections:
+                    instance.run(first, end, buffers)
             self._idle.append(instance)
         return self._collect(buffers)
 
@@ -90,20 +96,22 @@ class Program:
         """The same, equation by equation, each reported to the watchers."""
         instance = self._idle_instance()
         buffers = self._buffers(arguments, ())  # watchers look at arguments afterwards
-        instance.start(buffers)
         device = get_device("cpu")
-        for eqn, first, end in self.steps:
-            if first == end:
-                continue
-            results = tuple(var.aval for var in eqn.outputs)
+        with instance.started(buffers):
+            for eqn, first, end in self.steps:
+                if first == end:
+                    continue
+                results = tuple(var.aval for var in eqn.outputs)
 
-            def kernel(*_: Any, span: tuple[int, int] = (first, end), out: Any = results) -> Any:
-                for number in range(*span):
-                    instance.run(number, number + 1, buffers)
-                return out
+                def kernel(
+                    *_: Any, span: tuple[int, int] = (first, end), out: Any = results
+                ) -> Any:
+                    for number in range(*span):
+                        instance.run(number, number + 1, buffers)
+                    return out
 
-            inputs = [atom.aval for atom in eqn.inputs]
-            observe.reported(kernel, eqn.prim, eqn.params, device, eqn.source)(*inputs)
+                inputs = [atom.aval for atom in eqn.inputs]
+                observe.reported(kernel, eqn.prim, eqn.params, device, eqn.source)(*inputs)
         self._idle.append(instance)
         return self._collect(buffers)
 
@@ -191,11 +199,14 @@ class _Instance:
         self._keep: list[Any] = []  # what the tables point to
         self._cells: list[tuple[int, int, int]] = []
         self._memories: list[tuple[int, int, int]] = []
+        self._exchanges = self._make_exchanges()
         uses_onednn = False
         for line, launch in enumerate(program.launches):
             if isinstance(launch, HostStep):
                 continue
-            if not isinstance(launch.code, Execution):
+            if isinstance(launch.code, _Given):
+                self._table[line] = self._given(launch)
+            elif not isinstance(launch.code, Execution):
                 cells = self._pointers(launch.values)
                 function = program.functions[launch.code.key()]
                 self._table[line] = (native.NEST, len(launch.values), function, _address(cells))
@@ -225,8 +236,33 @@ class _Instance:
             return 0
         return self._base + self._program.layout.offsets[value.number] + value.offset
 
-    def _pointers(self, values: tuple[Value, ...]) -> np.ndarray:
-        cells = np.array([self._at(value) for value in values], np.uint64)
+    def _make_exchanges(self) -> Exchanges | None:
+        launches = [x for x in self._program.launches if isinstance(x, Launch)]
+        started = [x for x in launches if isinstance(x.code, Start)]
+        if not started:
+            return None
+        buckets = [x.code.bucket for x in started]
+        arrays = [
+            self._view(x.values[0], Aval((b.nbytes // b.dtype.itemsize,), b.dtype), [])
+            for x, b in zip(started, buckets, strict=True)
+        ]
+        return Exchanges(self._program.name, buckets, arrays)
+
+    def _given(self, launch: Launch) -> tuple[int, int, int, int]:
+        """The line in the table of a launch of the C library's."""
+        code = launch.code
+        if isinstance(code, Copy):
+            cells = self._pointers(launch.values, code.nbytes)
+            return native.COPY, 2, native.address("memcpy"), _address(cells)
+        assert self._exchanges is not None
+        if isinstance(code, Start):
+            arguments = self._exchanges.start(code.bucket)
+            return native.START, 1, native.address("write"), _address(arguments)
+        arguments = self._exchanges.wait(code.bucket)
+        return native.WAIT, 1, native.address("read"), _address(arguments)
+
+    def _pointers(self, values: tuple[Value, ...], *more: int) -> np.ndarray:
+        cells = np.array([*[self._at(value) for value in values], *more], np.uint64)
         start = _address(cells)
         for i, value in enumerate(values):
             if value.external:
@@ -246,8 +282,9 @@ class _Instance:
         self._keep.append(array)
         return array
 
-    def start(self, buffers: list[np.ndarray]) -> None:
-        """Take the caller's buffers for the next run."""
+    @contextlib.contextmanager
+    def started(self, buffers: list[np.ndarray]) -> Iterator[None]:
+        """Take the caller's buffers for the run within the block."""
         num_threads()  # tells OpenMP, which keeps this for each calling thread
         self._externals.set(buffers)
         self._bind(
@@ -258,6 +295,14 @@ class _Instance:
             self._externals.table,
             self._set_handle,
         )
+        if self._exchanges is None:
+            yield
+            return
+        self._exchanges.open()
+        try:
+            yield
+        finally:
+            self._exchanges.close()
 
     def run(self, first: int, end: int, buffers: list[np.ndarray]) -> None:
         """Run launches first to end - 1, all native or one Python step."""
@@ -265,12 +310,14 @@ class _Instance:
         if isinstance(launch, HostStep):
             self._run_python(launch, buffers)
             return
-        failed = self._drive(self._table_at, first, end, self._execute, self._stream)
-        if failed >= 0:
-            number, status = native.describe_failure(failed)
-            culprit = self._program.launches[number]
+        while (failed := self._drive(self._table_at, first, end, self._execute, self._stream)) >= 0:
+            first, status = native.describe_failure(failed)
+            culprit = self._program.launches[first]
             assert isinstance(culprit, Launch)
-            library().fail(culprit.op, "primitive_execute", status)
+            if isinstance(culprit.code, Execution):
+                library().fail(culprit.op, "primitive_execute", status)
+            assert self._exchanges is not None
+            self._exchanges.explain(status)
 
     def _run_python(self, step: HostStep, buffers: list[np.ndarray]) -> None:
         arrays = [self._view(value, aval, buffers) for value, aval in step.inputs]

@@ -1,7 +1,7 @@
 """From a traced graph to a program for an OpenCL device: the passes of the CPU with other launches.
 
-inline -> simplify -> slide (bands) -> absorb (epilogues) -> fuse (loop nests) -> launches and
-memory.
+inline -> bucketed (collectives) -> simplify -> slide (bands) -> absorb (epilogues) -> fuse (loop
+nests) -> arranged (collectives) -> launches and memory. The host runs collectives.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ...compiler.bands import slide
 from ...compiler.fuse import fuse, nest_p
 from ...compiler.inline import inline
 from ...compiler.launches import Builder, HostStep, Kernel, Plan, host_kernel
+from ...compiler.schedule import arranged, bucketed
 from ...compiler.simplify import simplify
 from ...device import lowerings_of
 from ...graph import Equation, Graph
@@ -44,9 +45,9 @@ def compile_program(graph: Graph, runtime: Runtime) -> Program:
 
 def launches_of(graph: Graph, traits: Traits) -> Builder:
     """What a device with these traits does to compute `graph`."""
-    lean = slide(simplify(inline(graph, ())))
+    lean = slide(simplify(bucketed(inline(graph, ()))))
     absorbed = absorb(lean, HEAVY, lambda eqn: plan_product(traits, eqn) is not None)
-    fused = fuse(absorbed, guards=True)
+    fused = arranged(fuse(absorbed, guards=True), split=False)
     return Builder(fused, lambda eqn: plan(traits, eqn), _host_kernel, render.may_share)
 
 

@@ -13,6 +13,7 @@ import functools
 import os
 import pathlib
 import sys
+import threading
 import warnings
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from typing import Any
@@ -232,13 +233,21 @@ def library() -> Library:
     return found
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load() -> Library | None:
     """The library, loaded at the first call; None, with a warning, if there is none.
 
     It is looked for where the environment variable TENSORLITE_ONEDNN says, which is then the only
     place; else among the libraries of the Python environment; else among those of the system.
     """
+    with _loading:  # what threads make with two engines does not go together
+        return _load()
+
+
+@functools.cache
+def _load() -> Library | None:
     failures = []
     for path in candidates():
         try:
@@ -254,7 +263,7 @@ def load() -> Library | None:
         "with the same results, but much slower. Install it with `pip install onednn-cpu-gomp` "
         f"(Linux, x86-64), or set {VARIABLE} to the path of a libdnnl.so.3.",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return None
 

@@ -1,0 +1,160 @@
+"""Collectives among several ranks: values, derivatives, batches, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorlite as tl
+import tensorlite.distributed as dist
+from tensorlite import collective, communication
+from tensorlite.core import Tensor, bind
+from tests.worlds import Mirror
+
+OPS = ("sum", "mean", "max", "min")
+REDUCE = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min}
+
+
+def data(rank: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(rank).normal(size=shape)
+
+
+def everyone(function: Callable[[Any], Any], size: int) -> list[Any]:
+    return dist.run_local(function, num_workers=size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_values(size: int, jitted: bool) -> None:
+    def main(worker: Any) -> Any:
+        def f(x: Tensor) -> Any:
+            reduced = [collective.all_reduce(x, op) for op in OPS]
+            parts = [collective.reduce_scatter(x, op) for op in OPS]
+            return reduced, collective.all_gather(x), parts
+
+        return tl.tree.map(np.asarray, (tl.jit(f) if jitted else f)(data(worker.rank, 6, 2)))
+
+    whole = np.stack([data(rank, 6, 2) for rank in range(size)])
+    for rank, (reduced, gathered, parts) in enumerate(everyone(main, size)):
+        np.testing.assert_array_equal(gathered, whole)
+        rows = slice(rank * 6 // size, (rank + 1) * 6 // size)
+        for op, result, part in zip(OPS, reduced, parts, strict=True):
+            expected = REDUCE[op](whole, axis=0)
+            np.testing.assert_allclose(result, expected, rtol=1e-12)
+            np.testing.assert_allclose(part, expected[rows], rtol=1e-12)
+
+
+def functions() -> dict[str, Callable[[Tensor], Tensor]]:
+    made: dict[str, Callable[[Tensor], Tensor]] = {}
+    for op in OPS:
+        made[f"all_reduce {op}"] = lambda x, op=op: collective.all_reduce(x, op)  # type: ignore[misc]
+        made[f"reduce_scatter {op}"] = lambda x, op=op: collective.reduce_scatter(x, op)  # type: ignore[misc]
+    made["all_gather"] = collective.all_gather
+    made["both"] = lambda x: collective.all_reduce(tl.sin(collective.all_gather(x)), "mean")
+    return made
+
+
+@pytest.mark.parametrize("name", functions())
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_gradient_is_that_of_the_sum_over_ranks(name: str, size: int) -> None:
+    f = functions()[name]
+
+    def main(worker: Any) -> None:
+        x = data(worker.rank, 6)
+
+        def loss(x: Any) -> Tensor:
+            y = f(x * x)
+            return tl.sum(tl.asarray(data(worker.rank + 10, *y.shape)) * y * y)
+
+        def total(x: Any) -> float:
+            return float(dist.all_reduce(loss(tl.asarray(x))))
+
+        gradients = [tl.grad(loss)(x), tl.jit(tl.grad(loss))(x), tl.grad(tl.jit(loss))(x)]
+        h = 1e-5
+        for owner in range(size):
+            for place in range(6):
+                step = np.zeros(6)
+                step[place] = h if worker.rank == owner else 0
+                slope = (total(x + step) - total(x - step)) / (2 * h)
+                if worker.rank == owner:
+                    for gradient in gradients:
+                        assert np.asarray(gradient)[place] == pytest.approx(slope, rel=1e-6)
+
+    everyone(main, size)
+
+
+@pytest.mark.parametrize("name", functions())
+def test_vmap_is_a_loop(name: str) -> None:
+    f = functions()[name]
+
+    def main(worker: Any) -> None:
+        x = data(worker.rank, 3, 4, 2)
+        loop = np.stack([np.asarray(f(tl.asarray(row))) for row in x])
+        for mapped in (tl.vmap(f), tl.jit(tl.vmap(f)), tl.vmap(tl.jit(f))):
+            np.testing.assert_allclose(np.asarray(mapped(x)), loop, rtol=1e-12)
+
+    everyone(main, 2)
+
+
+def test_equal_extrema_share_the_gradient() -> None:
+    with communication.entered(Mirror(4)):
+        gradient = tl.grad(lambda x: tl.sum(collective.all_reduce(x, "max")))(tl.ones(3))
+    np.testing.assert_array_equal(np.asarray(gradient), np.ones(3))  # a quarter of four ranks' 1
+
+
+def test_a_world_of_one_binds_nothing() -> None:
+    def f(x: Tensor) -> Any:
+        return collective.all_reduce(x), collective.all_gather(x), collective.reduce_scatter(x)
+
+    names = {eqn.prim.name for eqn in tl.make_graph(f)(tl.ones(2)).equations}
+    assert names == {"reshape"}
+
+
+def test_a_jitted_function_is_traced_anew_in_another_world() -> None:
+    f = tl.jit(lambda x: collective.all_reduce(x))
+    assert float(f(1.0)) == 1
+    with communication.entered(Mirror(2)):
+        assert float(f(1.0)) == 2
+        with communication.entered(Mirror(3)):
+            assert float(f(1.0)) == 3
+        with communication.entered(None):
+            assert float(f(1.0)) == 1
+        assert float(f(1.0)) == 2
+    assert f.cache_info().traces == 3
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda x: collective.all_reduce(x, "median"), ValueError, "no op 'median'; choose one of"),
+        (lambda x: collective.all_reduce(x > 0), TypeError, "all_reduce: there is no sum of bool"),
+        (lambda x: collective.all_reduce(tl.astype(x, tl.int32), "mean"), TypeError, "no mean of"),
+        (
+            lambda x: collective.reduce_scatter(x, "or"),
+            ValueError,
+            "reduce_scatter: there is no op",
+        ),
+        (lambda x: collective.reduce_scatter(x), ValueError, "into 2 equal parts"),
+    ],
+)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_what_is_refused(call: Any, error: type[Exception], words: str, jitted: bool) -> None:
+    with communication.entered(Mirror(2)), pytest.raises(error, match=words):
+        (tl.jit(call) if jitted else call)(tl.ones(3))
+
+
+def test_a_graph_of_another_world_is_refused() -> None:
+    with communication.entered(Mirror(2)):
+        graph = tl.make_graph(lambda x: collective.all_gather(x))(tl.ones(3))
+    with pytest.raises(RuntimeError, match="all_gather: traced for 2 workers, but 1 run it"):
+        graph.run(tl.ones(3))
+
+
+def test_bind_in_a_world_of_one_is_the_identity() -> None:
+    x = tl.asarray(data(0, 3))
+    params = {"op": "mean", "size": 1, "bucket_bytes": None}
+    result = bind(collective.all_reduce_p, x, **params)
+    np.testing.assert_array_equal(result.numpy(), x.numpy())
