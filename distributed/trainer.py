@@ -79,7 +79,8 @@ class Trainer:
             Sums of floats depend on their order, and where training is unstable, differences in
             the last digit grow. It costs smaller matrix products, and more communication for more
             than two workers: each gets the sums of all others. Batch norm then takes its statistics
-            over a part. None computes one part per worker and sums around the ring.
+            over a part, also with across_workers. None computes one part per worker and sums around
+            the ring.
         bucket_bytes: gradients are sent in buckets of about this size, each as soon as it is
             complete, while the others are still computed; the first one has at most 1 MiB. Smaller
             ones hide more but pay the latency of the network more often. None sends all at once,

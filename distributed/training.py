@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import tensorlite as tl
-from tensorlite import communication, optim, random
+from tensorlite import collective, communication, optim, random
 from tensorlite.data import permutation
 
 from .checkpoint import CheckpointFolder
@@ -269,7 +269,8 @@ class _Functions:
             return x * weight.astype(x.dtype)
 
         def objective(model: Any) -> tuple[tl.Tensor, Any]:
-            out = self._job.loss(model, *arrays, **options)
+            with collective.counting(weight > 0):
+                out = self._job.loss(model, *arrays, **options)
             loss, kept = out if isinstance(out, tuple) else (out, model)
             return weighted(tl.asarray(loss)), kept
 

@@ -218,6 +218,9 @@ class BatchNorm(Module):
     Args:
         channels: the size of `axis`.
         dtype: of `scale` and `offset`; the statistics are float32 at least.
+        across_workers: in distributed training, take the statistics over the global batch instead
+            of each worker's share, so that the model trains alike on any number of workers. It
+            costs a message forward and one backward.
     """
 
     scale: Tensor
@@ -233,6 +236,7 @@ class BatchNorm(Module):
         eps: float = 1e-5,
         axis: int = -1,
         dtype: Any = dtypes.float32,
+        across_workers: bool = False,
     ):
         _check_positive("BatchNorm", channels=channels)
         if not 0 <= momentum <= 1:
@@ -242,6 +246,7 @@ class BatchNorm(Module):
         self.mean = Buffer(zeros_of(channels, dtype=statistics))
         self.variance = Buffer(ones_of(channels, dtype=statistics))
         self.momentum, self.eps, self.axis = momentum, eps, axis
+        self.across_workers = across_workers
 
     def __call__(self, x: Tensor, training: bool = False) -> Tensor:
         """`x` normalized: the same shape and dtype."""
@@ -254,7 +259,11 @@ class BatchNorm(Module):
         x = moveaxis(x, self.axis, -1)
         if training:
             y, mean, variance = functional.batch_norm_train(
-                x, self.scale, self.offset, eps=self.eps
+                x,
+                self.scale,
+                self.offset,
+                eps=self.eps,
+                across_workers=self.across_workers,
             )
             self.mean = self._running(self.mean, mean)
             self.variance = self._running(self.variance, variance)

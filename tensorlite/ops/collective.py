@@ -13,6 +13,9 @@ A world of one needs no communication: the functions then bind nothing.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -71,6 +74,26 @@ def reduce_scatter(x: Any, op: str = "sum") -> Tensor:
     x, size = asarray(x), world().size
     reduce_scatter_p.abstract(x.aval, op=op, size=size)
     return x if size == 1 else bind(reduce_scatter_p, x, op=op, size=size)
+
+
+_counted: contextvars.ContextVar[Tensor | None] = contextvars.ContextVar("counted", default=None)
+
+
+@contextlib.contextmanager
+def counting(live: Tensor) -> Iterator[None]:
+    """Within the block, what this rank computes belongs to the global batch only if `live`, a bool
+    without dimensions, is true: a rank for which no row is left still has to compute something."""
+    token = _counted.set(live)
+    try:
+        yield
+    finally:
+        _counted.reset(token)
+
+
+def counted() -> Tensor:
+    """Whether this rank's rows belong to the global batch."""
+    live = _counted.get()
+    return asarray(True) if live is None else live
 
 
 def is_traced(*leaves: Any) -> bool:

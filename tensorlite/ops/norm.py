@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 
 from .. import dtypes
+from ..communication import world
 from ..composite import composite
 from ..core import Aval, Tensor, bind
-from .creation import asarray, cast
+from .collective import all_gather_p, all_reduce_p, counted
+from .creation import asarray, cast, zeros_like
 from .elementwise import pow, rsqrt, sqrt, square
 from .linalg import exact_matmul
+from .rearrange import unstack
 from .reduce import count, mean
-from .shape import Axes, broadcast_to, normalize_axes, reshape, restore_axes
+from .reduce import sum as total
+from .shape import Axes, broadcast_to, normalize_axes, reshape, restore_axes, stack
 
 
 def batch_norm(
@@ -56,13 +60,15 @@ def _batch_norm(
 
 
 def batch_norm_train(
-    x: Tensor, scale: Tensor, offset: Tensor, *, eps: float = 1e-5
+    x: Tensor, scale: Tensor, offset: Tensor, *, eps: float = 1e-5, across_workers: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`batch_norm` with the statistics of the batch itself (Ioffe and Szegedy, arXiv:1502.03167).
 
     Args:
         x: (..., C), floating-point, with at least one element in each channel.
         scale, offset: (C,), of the dtype of `x`, or float32 beside a half-precision `x`.
+        across_workers: take the statistics over the batch of all workers, whose numbers of rows may
+            differ. Each of them must call this.
 
     Returns:
         (y, mean, variance): `y` like `x`; mean and (biased) variance over all axes but the last,
@@ -79,7 +85,14 @@ def batch_norm_train(
     scale, offset = (
         _vector(op, n, v, x, x.shape[-1:]) for n, v in (("scale", scale), ("offset", offset))
     )
-    y, batch_mean, variance = bind(standardize_p, x, axes=axes, eps=float(eps))
+    size, bucket_bytes = world()
+    if across_workers and size > 1:
+        options = {"size": size, "bucket_bytes": bucket_bytes}
+        y, batch_mean, variance, _ = bind(
+            standardize_across_p, x, counted(), axes=axes, eps=float(eps), **options
+        )
+    else:
+        y, batch_mean, variance = bind(standardize_p, x, axes=axes, eps=float(eps))
     return _affine(y, scale, offset), batch_mean, variance
 
 
@@ -155,6 +168,53 @@ def _(needs: tuple[bool, ...], x: Tensor, *, axes: Axes, eps: float) -> Any:
         return (cast(broadcast_to(total, x.shape), x.dtype),)
 
     return (y, centre, variance), pull
+
+
+@composite
+def _standardize_across(
+    x: Tensor, live: Tensor, *, axes: Axes, eps: float, size: int, bucket_bytes: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(standardized, mean, variance, count) over `axes` and all ranks whose `live`, a bool, is
+    true. Their means and squared deviations are joined as Chan, Golub and LeVeque (1979) do, which
+    cancels nothing, in one exchange."""
+    values = wide(x)
+    own = mean(values, axis=axes)
+    squares = total(square(values - restore_axes(own, axes)), axis=axes)
+    some = cast(live, values.dtype)
+    counts = broadcast_to(some * count(x, axes), own.shape)
+    everyone = bind(all_gather_p, stack([counts, own, squares * some]), size=size)
+    counts, means, squares = unstack(everyone, axis=1)
+    number = total(counts, axis=0)
+    centre = total(counts * means, axis=0) / number
+    variance = total(squares + counts * square(means - centre), axis=0) / number
+    factor = restore_axes(rsqrt(variance + eps), axes)
+    y = cast((values - restore_axes(centre, axes)) * factor, x.dtype)
+    return y, centre, variance, number
+
+
+standardize_across_p = _standardize_across
+
+
+@standardize_across_p.fwd
+def _(
+    needs: tuple[bool, ...], x: Tensor, live: Tensor, *, axes: Axes, eps: float, **options: Any
+) -> Any:
+    ans = bind(standardize_across_p, x, live, axes=axes, eps=eps, **options)
+    y, centre, variance, number = ans
+    inverse = restore_axes(rsqrt(variance + eps), axes)
+    share = cast(live, variance.dtype) / number  # of the statistics, that each element here has
+
+    def pull(cts: tuple[Tensor | None, ...]) -> tuple[Tensor, None]:
+        g, unit = wide(zeros_like(y) if cts[0] is None else cts[0]), wide(y)
+        of_mean, of_variance = (zeros_like(centre) if ct is None else ct for ct in cts[1:3])
+        sums = [total(g, axis=axes), total(g * unit, axis=axes), of_mean, of_variance]
+        everywhere = bind(all_reduce_p, stack(sums), op="sum", **options) * share
+        along, across, moved, spread = (restore_axes(v, axes) for v in unstack(everywhere))
+        deviation = wide(x) - restore_axes(centre, axes)
+        own = inverse * (g - along - unit * across) + moved + 2 * spread * deviation
+        return cast(own, x.dtype), None
+
+    return ans, pull
 
 
 def _affine(y: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:

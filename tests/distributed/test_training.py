@@ -17,10 +17,10 @@ from tensorlite.distributed import training
 class Classifier(nn.Module):
     """Small enough to train in a test; has a buffer."""
 
-    def __init__(self, key, dtype=tl.float32):
+    def __init__(self, key, dtype=tl.float32, across_workers=False):
         k1, k2 = random.split(key)
         self.conv = nn.Conv(3, 4, 3, key=k1, dtype=dtype)
-        self.norm = nn.BatchNorm(4, dtype=dtype)
+        self.norm = nn.BatchNorm(4, dtype=dtype, across_workers=across_workers)
         self.head = nn.Linear(4, 3, key=k2, dtype=dtype)
 
     def __call__(self, x, training=False):
@@ -171,6 +171,52 @@ def test_buffers_are_averaged_over_the_batch_and_kept():
         assert not np.array_equal(np.asarray(buffer), np.asarray(start.norm.buffers()[name])), name
     for a, b in zip(leaves(first), leaves(second), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("rows", [50, 17])  # 17: at most a row in the last batch, for one worker
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+def test_batch_norm_over_the_global_batch(num_workers, rows):
+    def loss(model, images, labels):
+        return tl.mean(nn.softmax_cross_entropy(model(images, training=True), labels)), model
+
+    the_job = job(dataset(rows, dtype=np.float64), 8, loss=loss)
+    model = Classifier(random.key(0), dtype=tl.float64, across_workers=True)
+    alone, together = train(1, the_job, model)[0], train(num_workers, the_job, model)[0]
+    np.testing.assert_allclose(together.losses, alone.losses, rtol=1e-9)
+    for a, b in zip(leaves(together), leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_batch_norm_over_a_share_differs():
+    def loss(model, images, labels):
+        return tl.mean(nn.softmax_cross_entropy(model(images, training=True), labels)), model
+
+    the_job = job(dataset(dtype=np.float64), 3, loss=loss)
+    model = Classifier(random.key(0), dtype=tl.float64)
+    alone, together = (train(n, the_job, model)[0].losses for n in (1, 2))
+    assert abs(alone[0] - together[0]) > 1e-6
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 200, None])
+def test_the_size_of_buckets_does_not_change_the_result(bucket_bytes):
+    model = Classifier(random.key(0), dtype=tl.float64)
+    data = dataset(rows=37, dtype=np.float64)
+    expected = train(3, job(data, 7), model)[0].losses
+    found = train(3, job(data, 7, bucket_bytes=bucket_bytes), model)[0].losses
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_loss_that_communicates():
+    def loss(model, images, labels):
+        # The mean of the logits over all workers: part of the loss of each.
+        centre = dist.all_reduce(tl.mean(model(images), axis=0), "mean")
+        return tl.mean(nn.softmax_cross_entropy(model(images) - centre, labels))
+
+    data, model = dataset(rows=48, dtype=np.float64), Classifier(random.key(0), dtype=tl.float64)
+    alone = train(1, job(data, 6, loss=loss), model)[0].losses
+    np.testing.assert_allclose(train(2, job(data, 6, loss=loss), model)[0].losses, alone, rtol=1e-9)
+    with pytest.raises(dist.WorkerError, match="leave shards out"):
+        train(2, job(data, 1, loss=loss, shards=4), model)
 
 
 def test_every_row_once_per_epoch_whatever_the_last_batch():

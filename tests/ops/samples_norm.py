@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 
-from tests.ops.sampling import Sample, distinct, rngs, samples, shapes
+from tests.ops.sampling import Sample, distinct, rngs, samples, shapes, strategy_of
 
 
 def away_from_kinks(draw: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -98,3 +98,10 @@ def attention(draw: Any, name: str) -> Sample:
     if draw(st.booleans()):
         args.append(rng.integers(0, 2, (queries, keys)).astype(bool))
     return Sample(tuple(args), {"causal": draw(st.booleans())})
+
+
+@samples("standardize_across")
+def standardize_across(draw: Any, name: str) -> Sample:
+    sample = draw(strategy_of("standardize"))
+    options = {"size": 1, "bucket_bytes": None}
+    return Sample((*sample.args, np.array(True)), {**sample.params, **options})
