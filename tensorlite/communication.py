@@ -100,6 +100,8 @@ class Channel:
         self.communicator = communicator
         self.exposed = self.hidden = 0
         self._jobs: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._busy = False  # with a job that is no longer in `_jobs`
+        self._lock = threading.Lock()  # of these two
         self._numbers = itertools.count(1)
         self._outlet = self._inlet = -1
         self._thread: threading.Thread | None = None
@@ -119,19 +121,21 @@ class Channel:
         """The number of a new job: `act` runs when its turn comes, `signal` once it is over.
         Neither raises."""
         number = next(self._numbers)
-        self._jobs[number] = act, signal
+        with self._lock:
+            self._jobs[number] = act, signal
         return number
 
     def withdraw(self, numbers: Sequence[int]) -> None:
         """Forget jobs that did not start."""
-        for number in numbers:
-            self._jobs.pop(number, None)
+        with self._lock:
+            for number in numbers:
+                self._jobs.pop(number, None)
 
     def call(self, collective: Callable[[Communicator], Any]) -> Any:
         """What `collective` returns or raises, once those that were started before are over."""
         began = perf_counter_ns()
         try:
-            if not self._jobs:
+            if self._is_idle():
                 return collective(self.communicator)
             future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
@@ -153,21 +157,26 @@ class Channel:
         that is stuck: that ends when its communicator is closed."""
         if self._thread is None:
             return
-        idle = not self._jobs
+        idle = self._is_idle()
         os.write(self._inlet, bytes(8))
         if idle:
             self._thread.join()
 
+    def _is_idle(self) -> bool:
+        with self._lock:
+            return not self._jobs and not self._busy
+
     def _serve(self) -> None:
         try:
             while number := int.from_bytes(os.read(self._outlet, 8), sys.byteorder):
-                job = self._jobs.get(number)
-                if job is None:
-                    continue
-                act, signal = job
-                act()
-                self._jobs.pop(number, None)  # before anybody learns that it is over
-                signal()
+                with self._lock:
+                    job = self._jobs.pop(number, None)
+                    self._busy = job is not None
+                if job is not None:
+                    act, signal = job
+                    act()
+                    self._busy = False  # before anybody learns that it is over
+                    signal()
         finally:
             os.close(self._outlet)
             os.close(self._inlet)

@@ -134,13 +134,9 @@ def test_a_peer_that_fails_during_a_step() -> None:
         compiled(weights, x)
         if worker.rank == 1:
             raise ValueError("rank 1 has had enough")
-        began = time.monotonic()
-        try:
+        with pytest.raises(dist.PeerError, match="rank 1 has had enough") as caught:
             compiled(weights, x)
-        except dist.PeerError as error:
-            assert time.monotonic() - began < 60
-            assert "rank 1 has had enough" in str(error)
-            raise
+        raise caught.value
 
     with pytest.raises(dist.WorkerError, match="rank 1 has had enough") as caught:
         dist.run_local(main, num_workers=3)
@@ -160,6 +156,26 @@ def test_a_failure_between_start_and_wait() -> None:
         with pytest.raises(Exception, match="ositive"):
             compiled(-np.eye(3))
         np.testing.assert_allclose(np.asarray(compiled(np.eye(3))[1]), np.eye(3))
+
+
+def test_a_rank_that_fails_between_start_and_wait() -> None:
+    @tl.jit
+    def f(x: Any) -> Any:
+        totals = [collective.all_reduce(tl.tanh(x * k)) for k in range(3)]
+        return totals, tl.linalg.cholesky(x), tl.linalg.cholesky(totals[2] * 0 + tl.eye(3))
+
+    def main(worker: Any) -> None:
+        with communication.bucketing(1):
+            f(np.eye(3))
+            # Rank 1 starts its buckets, which nobody takes up, and then fails.
+            f(np.eye(3) * (-1 if worker.rank == 1 else 1))
+
+    with pytest.raises(dist.WorkerError, match="ositive") as caught:
+        dist.run_local(main, num_workers=2)
+    assert caught.value.rank == 1
+    for thread in threads():
+        thread.join(10)
+    assert not threads()
 
 
 def test_signals_are_handled_while_a_step_waits() -> None:
