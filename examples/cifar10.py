@@ -169,8 +169,8 @@ def main() -> None:
     summary = result.summary
     print(
         f"trained in {seconds:.0f} s: {summary['images_per_second']:.0f} images/s; of a step's "
-        f"time {summary['compute']:.0%} compute, {summary['communication']:.0%} communication, "
-        f"{summary['input']:.0%} input"
+        f"time {summary['compute']:.0%} compute, {summary['communication']:.0%} communication "
+        f"(and {summary['hidden_communication']:.0%} behind compute), {summary['input']:.0%} input"
     )
     losses = result.history["loss"]
     print(f"loss {losses[0]:.3f} at the first step, {losses[-1]:.3f} at the last")

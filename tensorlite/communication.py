@@ -98,8 +98,9 @@ class Channel:
 
     def __init__(self, communicator: Communicator):
         self.communicator = communicator
+        self.size = communicator.size
         self.exposed = self.hidden = 0
-        self._jobs: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._jobs: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {}
         self._busy = False  # with a job that is no longer in `_jobs`
         self._lock = threading.Lock()  # of these two
         self._numbers = itertools.count(1)
@@ -117,7 +118,7 @@ class Channel:
             self._thread.start()
         return self._inlet
 
-    def enlist(self, act: Callable[[], None], signal: Callable[[], None]) -> int:
+    def enlist(self, act: Callable[[], object], signal: Callable[[], object]) -> int:
         """The number of a new job: `act` runs when its turn comes, `signal` once it is over.
         Neither raises."""
         number = next(self._numbers)
@@ -149,7 +150,7 @@ class Channel:
             os.write(self.inlet, number.to_bytes(8, sys.byteorder))
             return future.result()
         finally:
-            if self.communicator.size > 1:
+            if self.size > 1:
                 self.exposed += perf_counter_ns() - began
 
     def close(self) -> None:
@@ -182,6 +183,7 @@ class Channel:
             os.close(self._inlet)
 
 
+_WORLD_OF_ONE = World(1, None)
 _alone = Channel(Alone())
 _channel: contextvars.ContextVar[Channel] = contextvars.ContextVar("channel", default=_alone)
 _bucket_bytes: contextvars.ContextVar[int | None] = contextvars.ContextVar(
@@ -207,8 +209,8 @@ def channel() -> Channel:
 
 def world() -> World:
     """The current world, as a trace sees it."""
-    size = channel().communicator.size
-    return World(size, _bucket_bytes.get()) if size > 1 else World(1, None)
+    size = channel().size
+    return World(size, _bucket_bytes.get()) if size > 1 else _WORLD_OF_ONE
 
 
 def spent() -> Spent:
@@ -248,15 +250,19 @@ def exchange(op: str, size: int, collective: Callable[[Communicator], Any]) -> A
     Raises:
         RuntimeError: it has another number of ranks.
     """
+    return channel_of(op, size).call(collective)
+
+
+def channel_of(op: str, size: int) -> Channel:
+    """The channel of the current communicator.
+
+    Raises:
+        RuntimeError: it has another number of ranks than the `size` for which `op` was traced.
+    """
     now = channel()
-    check_size(op, size, now.communicator)
-    return now.call(collective)
-
-
-def check_size(op: str, size: int, communicator: Communicator) -> None:
-    """Raises `RuntimeError` unless the world has the `size` for which `op` was traced."""
-    if communicator.size != size:
+    if now.size != size:
         raise RuntimeError(
-            f"{op}: traced for {size} workers, but {communicator.size} run it; call the jitted "
-            "function (not a graph made earlier) inside the world that is to run it"
+            f"{op}: traced for {size} workers, but {now.size} run it; call the jitted function "
+            "(not a graph made earlier) inside the world that is to run it"
         )
+    return now

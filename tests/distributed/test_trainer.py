@@ -65,6 +65,7 @@ def test_in_this_process():
     assert result.summary["workers"] == 1 and result.summary["images_per_second"] > 0
     parts = [result.summary[part] for part in ("input", "compute", "communication")]
     assert sum(parts) == pytest.approx(1)
+    assert result.summary["hidden_communication"] == 0  # there is none at all
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -120,6 +121,7 @@ def test_progress_function_gets_records():
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0, got -1"),
         ({"num_workers": 13}, "batch_size=12 rows cannot be shared by 13 workers"),
+        ({"bucket_bytes": 0}, "bucket_bytes must be a whole number of at least 1, got 0"),
         ({"shards": 3}, "shards=3 and 1 workers must be powers of two"),
         ({"shards": 2, "num_workers": 4}, "shards=2 and 4 workers"),
         ({"augment": 3}, "augment is a function, got int"),

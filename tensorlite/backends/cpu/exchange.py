@@ -64,9 +64,8 @@ class Exchanges:
         Raises:
             RuntimeError: it has another number of ranks than the program was made for.
         """
-        channel = communication.channel()
-        for bucket in self._buckets:
-            communication.check_size("all_reduce", bucket.size, channel.communicator)
+        (size,) = {bucket.size for bucket in self._buckets}
+        channel = communication.channel_of("all_reduce", size)
         self._channel, self._error, self._spans = channel, None, []
         self._starts[:, 0] = channel.inlet
         self._starts[:, 1] = [
