@@ -38,7 +38,7 @@ class Exchanges:
         self._arrays = arrays
         self._places = {bucket.number: place for place, bucket in enumerate(buckets)}
         self._outlet, self._inlet = os.pipe()
-        weakref.finalize(self, _close, self._outlet, self._inlet)
+        weakref.finalize(self, _close, self._outlet, self._inlet).atexit = False
         self._starts = np.zeros((len(buckets), 2), np.uint64)
         self._waits = np.zeros((len(buckets), 3), np.uint64)
         self._records = np.zeros(len(buckets), native.RECORD)
@@ -74,10 +74,12 @@ class Exchanges:
         ]
 
     def close(self) -> None:
-        """After a run: account for its time, and forget what an error kept from starting."""
+        """After a run: account for its time, or forget what an error kept from starting."""
         channel = self._channel
         assert channel is not None
-        channel.withdraw([int(number) for number in self._starts[:, 1]])
+        if self._error is not None or len(self._spans) < len(self._buckets):
+            channel.withdraw([int(number) for number in self._starts[:, 1]])
+            return
         waits = [
             (_nanoseconds(record["began"]), _nanoseconds(record["ended"]))
             for record in self._records

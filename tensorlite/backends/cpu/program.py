@@ -9,9 +9,8 @@ same time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,9 +83,12 @@ class Program:
         buffers = self._buffers(arguments, donated)
         if self.sections:
             instance = self._idle_instance()
-            with instance.started(buffers):
+            instance.start(buffers)
+            try:
                 for first, end in self.sections:
                     instance.run(first, end, buffers)
+            finally:
+                instance.finish()
             self._idle.append(instance)
         return self._collect(buffers)
 
@@ -97,7 +99,8 @@ class Program:
         instance = self._idle_instance()
         buffers = self._buffers(arguments, ())  # watchers look at arguments afterwards
         device = get_device("cpu")
-        with instance.started(buffers):
+        instance.start(buffers)
+        try:
             for eqn, first, end in self.steps:
                 if first == end:
                     continue
@@ -112,6 +115,8 @@ class Program:
 
                 inputs = [atom.aval for atom in eqn.inputs]
                 observe.reported(kernel, eqn.prim, eqn.params, device, eqn.source)(*inputs)
+        finally:
+            instance.finish()
         self._idle.append(instance)
         return self._collect(buffers)
 
@@ -282,9 +287,8 @@ class _Instance:
         self._keep.append(array)
         return array
 
-    @contextlib.contextmanager
-    def started(self, buffers: list[np.ndarray]) -> Iterator[None]:
-        """Take the caller's buffers for the run within the block."""
+    def start(self, buffers: list[np.ndarray]) -> None:
+        """Take the caller's buffers for the next run."""
         num_threads()  # tells OpenMP, which keeps this for each calling thread
         self._externals.set(buffers)
         self._bind(
@@ -295,13 +299,12 @@ class _Instance:
             self._externals.table,
             self._set_handle,
         )
-        if self._exchanges is None:
-            yield
-            return
-        self._exchanges.open()
-        try:
-            yield
-        finally:
+        if self._exchanges is not None:
+            self._exchanges.open()
+
+    def finish(self) -> None:
+        """The run is over, well or not."""
+        if self._exchanges is not None:
             self._exchanges.close()
 
     def run(self, first: int, end: int, buffers: list[np.ndarray]) -> None:
