@@ -152,8 +152,17 @@ def broadcast(tree: Any, root: int = 0) -> Any:
 
 
 def barrier() -> None:
-    """Wait until every worker has called it."""
+    """Wait until every worker has called it.
+
+    Raises:
+        DistributedError: it is called while a function is traced, where it would do nothing later.
+    """
     worker = current_worker()
+    if collective.is_traced():
+        raise DistributedError(
+            "barrier: a jitted function has no place for it, since it has no result that anything "
+            "could wait for; call it before or after"
+        )
     with tl.profiler.span("barrier", workers=worker.size):
         worker.ring.barrier()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -144,6 +145,21 @@ def test_a_peer_that_fails_during_a_step() -> None:
     for thread in threads():
         thread.join(10)
     assert not threads()
+
+
+def dies(worker: Any) -> None:
+    step, weights, x = chain()
+    compiled = tl.jit(step)
+    compiled(weights, x)
+    if worker.rank == 1:
+        os._exit(3)
+    compiled(weights, x)
+
+
+def test_a_peer_that_is_killed_during_a_step() -> None:
+    with pytest.raises(dist.WorkerError, match="exit code 3") as caught:
+        dist.run_local(dies, num_workers=2, mode="processes")
+    assert caught.value.rank == 1
 
 
 def test_a_failure_between_start_and_wait() -> None:

@@ -198,6 +198,46 @@ def test_trees_that_differ_are_quoted_on_both_sides(odd, quoted):
         assert side in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_inside_a_jitted_function(size):
+    def everything(tree, rows):
+        return {
+            "max": dist.all_reduce(tree, op="max"),
+            "sum": dist.all_reduce(tree["weights"]),
+            "mean": dist.all_reduce(rows, op="mean"),
+            "stacked": dist.all_gather(tree),
+            "joined": dist.all_gather(rows, tiled=True),
+            "part": dist.reduce_scatter(rows),
+            "root": dist.broadcast(tree, root=size - 1),
+        }
+
+    def main(worker):
+        rows = np.random.default_rng(worker.rank).integers(-9, 9, (6, 2)).astype(np.float32)
+        arguments = tree_of(worker.rank), rows
+        assert_trees_equal(tl.jit(everything)(*arguments), to_numpy(everything(*arguments)))
+
+    dist.run_local(main, num_workers=size)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: dist.all_reduce(x, op="no"), ValueError, "there is no op 'no'"),
+        (lambda x: dist.all_reduce({"n": x > 0}), TypeError, "leaf 'n'.*the sum of bool"),
+        (lambda x: dist.reduce_scatter(x), ValueError, "2 equal parts"),
+        (lambda x: dist.broadcast(x, root=2), ValueError, "no rank 2 to be root"),
+        (lambda x: dist.all_gather(x[0], tiled=True), ValueError, "no axis to join along"),
+        (lambda x: (dist.barrier(), x)[1], dist.DistributedError, "no place for it"),
+    ],
+)
+def test_bad_calls_inside_a_jitted_function(call, error, message):
+    def main(worker):
+        with pytest.raises(error, match=message):
+            tl.jit(call)(np.ones(3))
+
+    dist.run_local(main, num_workers=2)
+
+
 def test_outside_of_a_world():
     for call in (lambda: dist.all_reduce(np.ones(1)), dist.barrier, dist.current_worker):
         with pytest.raises(
