@@ -82,7 +82,7 @@ class Trainer:
             over a part, also with across_workers. None computes one part per worker and sums around
             the ring.
         bucket_bytes: gradients are sent in buckets of about this size, each as soon as it is
-            complete, while the others are still computed; the first one has at most 1 MiB. Smaller
+            complete, while the others are still computed; the first one of at most 1 MiB. Smaller
             ones hide more but pay the latency of the network more often. None sends all at once,
             when the last one is ready.
         seed: of the order of rows, the augmentation and the loss's keys.

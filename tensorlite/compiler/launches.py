@@ -21,7 +21,7 @@ from ..ops.shape import reshape_p
 from .fuse import nest_p
 from .loops import Nest
 from .memory import Life
-from .schedule import Bucket, bucket_p, exchange_p, run_bucket, start_p, wait_p
+from .schedule import Bucket, bucket_p, run_bucket, start_p, wait_p
 
 Kernel = Callable[..., Any]
 
@@ -341,16 +341,12 @@ def host_kernel(
     """
     if eqn.prim is bucket_p:
         return run_bucket
-    if eqn.prim is exchange_p:
-        prim, options = eqn.params["prim"], dict(eqn.params["options"])
-        kernel = host_kernel(eqn._replace(prim=prim, params=options), lowerings, device)
-        return lambda *arrays, **_: kernel(*arrays, **options)
     if eqn.prim is transfer_p:
         raise ValueError(
             f"transfer: a jitted function runs on one device, here the {device}, and cannot move a "
             f"tensor to {eqn.params['device']}; move it before or after the call"
         )
-    found = lowerings.get(eqn.prim) or eqn.prim.numpy_rule
-    if found is None:
+    kernel = lowerings.get(eqn.prim) or eqn.prim.numpy_rule
+    if kernel is None:
         raise NotImplementedError(f"{eqn.prim.name} has no implementation for the {device}")
-    return found
+    return kernel

@@ -243,11 +243,16 @@ def arranged(graph: Graph, *, split: bool) -> Graph:
         return graph
     kept = [eqn for eqn in graph.equations if _number(eqn) is None]
     made.sort(key=_number)  # type: ignore[arg-type]
-    freed = [
-        eqn._replace(inputs=eqn.inputs[: len(eqn.inputs) - (k > 0)], outputs=eqn.outputs[:-1])
-        for k, eqn in enumerate(made)
-    ]
+    freed = [_freed(eqn, first=k == 0) for k, eqn in enumerate(made)]
     return Graph(graph.inputs, _Order(kept, freed, split).run(), graph.outputs, graph.name)
+
+
+def _freed(eqn: Equation, first: bool) -> Equation:
+    """`eqn` without its tokens, and as it was traced if it is an exchange."""
+    free = eqn._replace(inputs=eqn.inputs if first else eqn.inputs[:-1], outputs=eqn.outputs[:-1])
+    if eqn.prim is not exchange_p:
+        return free
+    return free._replace(prim=eqn.params["prim"], params=dict(eqn.params["options"]))
 
 
 def _number(eqn: Equation) -> int | None:

@@ -26,6 +26,22 @@ def step(weights: Any, x: Any) -> Any:
     return totals, collective.all_gather(totals[0]), collective.reduce_scatter(x)
 
 
+def test_collectives_within_control_flow() -> None:
+    def f(xs: Any) -> Any:
+        def body(carry: Any, x: Any) -> Any:
+            total = collective.all_reduce(carry + x)
+            return total, tl.sum(collective.all_gather(total))
+
+        return collective.all_reduce(tl.sum(xs)), tl.scan(body, xs[0], xs)
+
+    results = []
+    for device in ("cpu", "opencl:0"):
+        with communication.entered(Mirror(2)):
+            results.append(tl.jit(f)(tl.asarray(np.arange(6.0).reshape(3, 2), device=device)))
+    for a, b in zip(*map(tl.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-12)
+
+
 @pytest.mark.parametrize("bucket_bytes", [1, None])
 def test_a_step_on_a_device_sends_what_the_cpu_sends(bucket_bytes: int | None) -> None:
     rng = np.random.default_rng(0)
