@@ -81,10 +81,11 @@ class Trainer:
             than two workers: each gets the sums of all others. Batch norm then takes its statistics
             over a part, also with across_workers. None computes one part per worker and sums around
             the ring.
-        bucket_bytes: gradients are sent in buckets of about this size, each as soon as it is
-            complete, while the others are still computed; the first one of at most 1 MiB. Smaller
-            ones hide more but pay the latency of the network more often. None sends all at once,
-            when the last one is ready.
+        bucket_bytes: gradients are sent in buckets, each as soon as it is complete, while the
+            others are still computed. A bucket is complete with a sixteenth of all bytes (but at
+            least 256 KiB), the first one with 1 MiB, and any with `bucket_bytes`. Smaller ones hide
+            more but pay the latency of the network more often. None sends all at once, when the
+            last gradient is ready.
         seed: of the order of rows, the augmentation and the loss's keys.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second, communication and hidden_communication.

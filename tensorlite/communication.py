@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-BUCKET_BYTES = 25 << 20  # the size of a bucket of gradients, unless `bucketing` says otherwise
+BUCKET_BYTES = 25 << 20  # with which a bucket of gradients is complete; see `bucketing`
 
 Leaf = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
@@ -73,8 +73,8 @@ class Alone:
 
 
 class World(NamedTuple):
-    """What a trace depends on: how many ranks there are, and the bytes of a bucket (None: all
-    gradients in one)."""
+    """What a trace depends on: how many ranks there are, and the bytes with which a bucket is
+    complete (None: all gradients in one)."""
 
     size: int
     bucket_bytes: int | None
@@ -235,8 +235,9 @@ def entered(communicator: Communicator | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bucketing(nbytes: int | None) -> Iterator[None]:
-    """Within the block, functions are traced with buckets of up to `nbytes`; None makes one bucket
-    of all gradients, which is sent when the last one is ready."""
+    """Within the block, functions are traced with buckets that are complete with `nbytes`, if not
+    before (see `compiler.schedule`); None makes one bucket of all gradients, which is sent when the
+    last one is ready."""
     token = _bucket_bytes.set(nbytes)
     try:
         yield

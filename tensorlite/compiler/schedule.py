@@ -28,7 +28,10 @@ from ..ops.shape import broadcast_p, permute_p, reshape_p
 from .memory import ALIGNMENT
 from .unregistered import Unregistered
 
-FIRST_BYTES = 1 << 20  # of the first bucket, so that communication begins early
+# Bytes from which a bucket is complete, beside what `communication.bucketing` says: a part of all
+# that is reduced, so that the last one, which nothing is left to hide, is small; not so few that
+# latency counts; and less for the first one, so that communication begins early.
+PARTS, LEAST_BYTES, FIRST_BYTES = 16, 256 << 10, 1 << 20
 
 _COLLECTIVES = (all_reduce_p, all_gather_p, reduce_scatter_p)
 # What takes so little time that its result counts as ready when its operands are.
@@ -166,6 +169,11 @@ def _grouped(equations: Sequence[Equation]) -> list[list[int]]:
     ready = _readiness(equations)
     places = [k for k, eqn in enumerate(equations) if communicates(eqn)]
     needs = _dependences(equations, set(places))
+    totals: dict[Any, int] = {}
+    for k in places:
+        if equations[k].prim is all_reduce_p:
+            key = _kind(equations[k])
+            totals[key] = totals.get(key, 0) + equations[k].outputs[0].aval.nbytes
     groups: list[list[int]] = []
     buckets: dict[Any, _Open] = {}
 
@@ -180,24 +188,30 @@ def _grouped(equations: Sequence[Equation]) -> list[list[int]]:
         if eqn.prim is not all_reduce_p:
             groups.append([k])
             continue
-        aval, chosen = eqn.outputs[0].aval, eqn.params["bucket_bytes"]
-        key = (eqn.params["op"], eqn.params["size"], aval.dtype, chosen)
+        key = _kind(eqn)
         if key not in buckets:
-            buckets[key] = _Open([], _limit(chosen, first=key not in seen))
+            limit = _limit(eqn.params["bucket_bytes"], totals[key], first=key not in seen)
+            buckets[key] = _Open([], limit)
             seen.add(key)
         members = buckets[key].members
         members.append(k)
         if sum(equations[m].outputs[0].aval.nbytes for m in members) >= buckets[key].limit:
             close(key)
-    for key in sorted(buckets, key=lambda key: (ready[buckets[key].members[-1]], key[0])):
+    for key in sorted(buckets, key=lambda key: (ready[buckets[key].members[-1]], buckets[key])):
         close(key)
     return groups
 
 
-def _limit(chosen: int | None, first: bool) -> float:
+def _kind(eqn: Equation) -> Any:
+    """Equal for all-reduces that may travel together."""
+    return (eqn.outputs[0].aval.dtype, *sorted(eqn.params.items()))
+
+
+def _limit(chosen: int | None, total: int, first: bool) -> float:
     if chosen is None:
         return float("inf")
-    return min(chosen, FIRST_BYTES) if first else chosen
+    part = min(chosen, max(total // PARTS, LEAST_BYTES))
+    return min(part, FIRST_BYTES) if first else part
 
 
 def _readiness(equations: Sequence[Equation]) -> list[int]:

@@ -62,12 +62,22 @@ def test_the_gradient_that_is_ready_first_is_sent_first() -> None:
 
 
 def test_sizes_of_buckets() -> None:
-    f, weights = perceptron([256] * 9)  # 256 KiB each
-    x = np.ones((2, 256), np.float32)
-    assert list(map(len, buckets(graph_of(f, x, *weights)))) == [4, 4]  # the first: 1 MiB
-    small = graph_of(f, x, *weights, bucket_bytes=512 * KILO)
-    assert list(map(len, buckets(small))) == [2, 2, 2, 2]
-    assert list(map(len, buckets(graph_of(f, x, *weights, bucket_bytes=None)))) == [8]
+    f, weights = perceptron([64] * 65)  # 16 KiB each
+    x = np.ones((2, 64), np.float32)
+
+    def counts(bucket_bytes: int | None) -> list[int]:
+        return list(map(len, buckets(graph_of(f, x, *weights, bucket_bytes=bucket_bytes))))
+
+    assert counts(25 * MEGA) == [16] * 4  # 256 KiB at least
+    assert counts(32 * KILO) == [2] * 32
+    assert counts(None) == [64]
+
+
+def test_buckets_of_a_large_model() -> None:
+    f, _ = perceptron([1] * 25)
+    weights = [np.broadcast_to(np.float32(1), (1024, 1024))] * 24  # 4 MiB each: a part is 6 MiB
+    graph = graph_of(f, np.ones((2, 1024), np.float32), *weights)
+    assert list(map(len, buckets(graph))) == [1] + [2] * 11 + [1]
 
 
 def test_each_kind_has_buckets_of_its_own() -> None:
