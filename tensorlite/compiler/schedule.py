@@ -2,11 +2,12 @@
 the computations.
 
 `bucketed` comes first, on the graph as it was traced. It packs all-reduces of one kind into buckets
-in the order in which their operands become ready, and numbers everything that communicates. Sizes
-of batches play no part in that, so that ranks with different numbers of rows send the same buckets
-in the same order. Each then takes a token from the one before, so that no pass in between makes an
-earlier one wait for a later one. `arranged` comes last: a bucket is started as soon as its last
-operand is there, and waited for when nothing else is left to do.
+in the order in which their operands become ready, and numbers everything that communicates; what is
+only returned comes last. Sizes of batches play no part in that, so that ranks with different
+numbers of rows send the same buckets in the same order. Each then takes a token from the one
+before, so that no pass in between makes an earlier one wait for a later one. `arranged` comes last:
+a bucket is started as soon as its last operand is there, and waited for when nothing else is left
+to do.
 """
 
 from __future__ import annotations
@@ -180,8 +181,11 @@ def _grouped(equations: Sequence[Equation]) -> list[list[int]]:
     def close(key: Any) -> None:
         groups.append(buckets.pop(key).members)
 
+    read = {a for eqn in equations for a in eqn.inputs if isinstance(a, Var)}
+    # What is only returned, such as a loss, is not worth that anything waits for it.
+    urgent = {k for k in places if not read.isdisjoint(equations[k].outputs)}
     seen: set[Any] = set()
-    for k in sorted(places, key=lambda k: (ready[k], k)):
+    for k in sorted(places, key=lambda k: (k not in urgent, ready[k], k)):
         for key in [key for key, b in buckets.items() if not needs[k].isdisjoint(b.members)]:
             close(key)
         eqn = equations[k]

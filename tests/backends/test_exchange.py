@@ -16,6 +16,7 @@ import tensorlite as tl
 import tensorlite.distributed as dist
 from tensorlite import collective, communication
 from tensorlite.backends.cpu.executor import compiles_natively
+from tests.compiler.test_schedule import random_program
 from tests.worlds import Mirror
 
 pytestmark = pytest.mark.skipif(
@@ -69,6 +70,28 @@ def test_ranks_in_threads_share_one_jitted_function(
     first, *others = dist.run_local(main, num_workers=size)
     assert all(other == first for other in others)
     assert not threads()
+
+
+def random_programs(worker: Any, seeds: range) -> None:
+    for seed in seeds:
+        rng = np.random.default_rng(10 * seed + worker.rank)
+        arguments = [rng.normal(size=(6, 6)) for _ in range(2)]
+        f = random_program(seed)
+        for bucket_bytes in (1, 600, None):
+            with communication.bucketing(bucket_bytes):
+                compiled = tl.jit(f)(*arguments)
+                eager = f(*map(tl.asarray, arguments))
+            for a, b in zip(compiled, eager, strict=True):
+                np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_random_programs_on_several_ranks(size: int) -> None:
+    dist.run_local(random_programs, (range(8),), num_workers=size)
+
+
+def test_random_programs_in_processes() -> None:
+    dist.run_local(random_programs, (range(8, 12),), num_workers=2, mode="processes")
 
 
 def in_a_process(worker: Any) -> Any:

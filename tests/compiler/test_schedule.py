@@ -61,6 +61,16 @@ def test_the_gradient_that_is_ready_first_is_sent_first() -> None:
     assert buckets(graph) == [[(5, 6)], [(4, 5)], [(3, 4)]]
 
 
+def test_what_is_only_returned_is_sent_last() -> None:
+    def f(x: Any, *weights: Any) -> Any:
+        loss = tl.sum(x @ weights[0])
+        updated = weights[0] - collective.all_reduce(tl.tanh(x @ x.T) @ weights[0])
+        return collective.all_reduce(loss), updated
+
+    graph = graph_of(f, *[np.ones((3, 3), np.float32)] * 2, bucket_bytes=1)
+    assert buckets(graph) == [[(3, 3)], [()]]
+
+
 def test_sizes_of_buckets() -> None:
     f, weights = perceptron([64] * 65)  # 16 KiB each
     x = np.ones((2, 64), np.float32)
