@@ -1,0 +1,126 @@
+"""What runs on a host: one rank of a world, which trains the tutorial network for as long as it is
+let.
+
+    python -m benchmarks.lab.rank < task
+
+The laboratory writes the task, a JSON object, on the first line of standard input; everything else
+goes the same way. `{"gather": text}` from every rank is answered by the list of all texts. Rank 0
+writes a `{"step": ...}` for each step that is done. A world ends by being killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.models.definitions import batch_of
+from examples.cifar10 import TutorialCNN, loss_fn
+from tensorlite import optim, random
+from tensorlite.data import ArrayDataset
+from tensorlite.distributed import Trainer, Worker
+from tensorlite.distributed.life import Options, Place, live
+from tensorlite.distributed.training import train
+
+ROWS = 1024  # of the data set, at least
+LEARNING_RATE = 0.01
+FOREVER = 1_000_000  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a rank is told.
+
+    Attributes:
+        rank: its number in its world.
+        hosts: the addresses of its world, by rank.
+        batch: rows of a global batch.
+        secret: of its world, in hexadecimal.
+        what: "train" or "ring".
+    """
+
+    rank: int
+    hosts: tuple[str, ...]
+    batch: int
+    secret: str
+    what: str = "train"
+
+
+def trainer(batch: int, **options: Any) -> Trainer:
+    """The training that is measured: the step that `Trainer` runs, of the network of
+    examples/cifar10.py, on images that it cannot learn by heart."""
+    optimizer = optim.sgd(LEARNING_RATE)
+    return Trainer(loss=loss_fn, optimizer=optimizer, batch_size=batch, **options)
+
+
+def model() -> TutorialCNN:
+    """The network, with the same parameters on every host."""
+    return TutorialCNN(random.key(0))
+
+
+def data(batch: int) -> ArrayDataset:
+    """Images and labels; the same on every host."""
+    return ArrayDataset(*batch_of("tutorial", max(ROWS, batch)))
+
+
+def run_training(worker: Worker, task: Task) -> None:
+    """Train, and let rank 0 tell of every step."""
+
+    def report(record: dict[str, Any], last: bool = False) -> None:
+        # Sums over all steps but the first, of which the difference of two records is free.
+        rows = (record["step"] - 1) * task.batch
+        total = rows / record["images_per_second"] if rows else 0.0
+        say(
+            {"step": record["step"], "at": time.monotonic(), "total": total}
+            | {"communication": record["communication"] * total}
+        )
+
+    job = trainer(task.batch)._job(data(task.batch), FOREVER, None)
+    train(worker, job, model(), report)
+
+
+def run_ring(worker: Worker, task: Task) -> None:
+    """All-reduce arrays of several sizes, and tell the seconds and the processor time of each."""
+    sizes = [4 * 1024, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024]
+    while True:
+        for size in sizes:
+            array = np.ones(size // 4, np.float32)
+            worker.ring.barrier()
+            began, used = time.monotonic(), time.process_time()
+            worker.ring.all_reduce_(array, "max")
+            ended = time.monotonic()
+            if worker.rank == 0:
+                say({"bytes": size, "seconds": ended - began, "used": time.process_time() - used})
+
+
+def main() -> int:
+    """Read the task, join the world, do it; what went wrong goes to standard error."""
+    task = Task(**json.loads(sys.stdin.readline()))
+    place = Place(task.rank, tuple(task.hosts), cpus=1)
+    options = Options(bytes.fromhex(task.secret))
+    work = {"train": run_training, "ring": run_ring}[task.what]
+    outcome = live(lambda worker: work(worker, task), place, options, gather)
+    if outcome.failure is not None:
+        print(outcome.failure.describe(), file=sys.stderr)
+    return 1
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all ranks of this world."""
+    say({"gather": text})
+    texts: list[str] = json.loads(sys.stdin.readline())
+    return texts
+
+
+def say(message: dict[str, Any]) -> None:
+    """Tell the laboratory, in one write, so that a thread's line is never cut by another's."""
+    os.write(sys.stdout.fileno(), (json.dumps(message) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
