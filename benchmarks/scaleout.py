@@ -2,6 +2,7 @@
 
     python benchmarks/scaleout.py                  1, 2, 3, 4 and 8 hosts: about 20 minutes, as root
     python benchmarks/scaleout.py --quick          1, 2 and 8 hosts with links of 1 Gbit/s
+    python benchmarks/scaleout.py --spark --quick  the same with workers of a Spark cluster
     python benchmarks/scaleout.py --save runs/points.json
     python benchmarks/scaleout.py --load runs/a.json,runs/b.json    tables and picture only
     python benchmarks/scaleout.py --clean          remove what a killed run has left
@@ -26,8 +27,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import tensorlite as tl
+from benchmarks.lab import calibrate, network, rank
 from benchmarks.lab import hosts as lab_hosts
-from benchmarks.lab import network
 from benchmarks.lab.commands import LabError, require
 from benchmarks.lab.figures import draw
 from benchmarks.lab.hosts import Laboratory
@@ -43,33 +45,44 @@ def measure(laboratory: Laboratory, args: argparse.Namespace) -> list[Point]:
     """All points. A step of one host is measured before and after each number of hosts, since a
     machine's speed drifts by more than the bars leave."""
     points: list[Point] = []
-    before = alone(laboratory, args.steps)
+    before = alone(laboratory, args.steps, ROWS)
     for hosts in args.hosts:
         of_hosts: dict[tuple[str, float], tuple[int, Steps]] = {}
         for scaling in args.scaling:
             batch = ROWS * hosts if scaling == "weak" else ROWS
-            with Worlds(laboratory, hosts, batch) as worlds:
+            what = "spark" if args.spark else "train"
+            with Worlds(laboratory, hosts, batch, what) as worlds:
                 for rate in args.rates:
                     laboratory.links(rate, args.latency)
                     of_hosts[scaling, rate] = batch, steps_of(worlds.take(args.steps))
-        after = alone(laboratory, args.steps)
+        after = alone(laboratory, args.steps, ROWS)
         of_one = (before + after) / 2
         before = after
+        compute = {"weak": of_one}
+        if "strong" in args.scaling:
+            compute["strong"] = alone(laboratory, args.steps, ROWS // hosts)
         for (scaling, rate), (batch, steps) in of_hosts.items():
             series = Series(scaling, rate, overlap=False)
-            points.append(point_of(series, hosts, batch, steps, of_one, laboratory.share))
+            times = of_one, compute[scaling]
+            points.append(point_of(series, hosts, batch, steps, *times, laboratory.share))
             print_point(points[-1])
     return points
 
 
-def alone(laboratory: Laboratory, steps: int) -> float:
+def alone(laboratory: Laboratory, steps: int, rows: int) -> float:
     """Seconds of this machine for a step of one host, while all others do the same."""
-    with Worlds(laboratory, 1, ROWS) as worlds:
+    with Worlds(laboratory, 1, rows) as worlds:
         return steps_of(worlds.take(steps)).median
 
 
 def point_of(
-    series: Series, hosts: int, batch: int, steps: Steps, of_one: float, share: float
+    series: Series,
+    hosts: int,
+    batch: int,
+    steps: Steps,
+    of_one: float,
+    compute: float,
+    share: float,
 ) -> Point:
     """A point in the hosts' own time."""
     low, _, high = statistics.quantiles(steps.seconds, n=4)
@@ -82,6 +95,7 @@ def point_of(
         exposed=steps.exposed * share,
         alone=of_one * share,
         alone_batch=ROWS,
+        compute=compute * share,
     )
 
 
@@ -104,6 +118,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--share", type=float, default=0.2, help="of a core, for each host (default: 0.2)")
     add("--latency", type=float, default=0.0, help="microseconds each way, added by netem")
     add("--quick", action="store_true", help="hosts 1,2,8, rate 1, weak, 6 steps")
+    add(
+        "--spark", action="store_true", help="workers of a standalone Spark cluster, not bare ranks"
+    )
     add("--save", type=pathlib.Path, help="write the points to this file")
     add("--load", help="print and draw the points of these files, without measuring")
     add("--figure", type=pathlib.Path, default=FIGURE, help=f"(default: {FIGURE})")
@@ -171,9 +188,12 @@ def measured(args: argparse.Namespace) -> list[Point]:
     began = time.monotonic()
     with Laboratory(args.hosts[-1], args.share) as laboratory:
         points = measure(laboratory, args)
+        ring = calibrate.measure(laboratory) if args.save else None
     print(f"measured in {time.monotonic() - began:.0f} s")
-    if args.save:
+    if ring is not None:
         about = {"share": args.share, "latency": args.latency, "steps": args.steps}
+        nbytes = sum(4 * leaf.size for leaf in tl.tree.leaves(rank.model()))
+        about["calibration"] = calibrate.as_json(ring, [(nbytes, 1.0)], update=0.0)
         save(args.save, points, about)
     return points
 

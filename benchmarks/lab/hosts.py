@@ -15,11 +15,12 @@ from types import FrameType
 from typing import Any
 
 from . import network, shares
-from .commands import LabError, alone, require
+from .commands import PREFIX, LabError, alone, require
 from .network import Network
 from .shares import Pacemaker, Share
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+THREAD_VARIABLES = ("TENSORLITE_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 HEADROOM = 0.15  # of all processors, for the kernel, the pacemakers and the laboratory itself
 
 # A host has shared memory and a name of its own, so that nothing takes two hosts for one.
@@ -32,26 +33,35 @@ exec "$@"
 
 
 class Host:
-    """One host: a namespace, a cgroup, and the processor on which it has its share."""
+    """One host: a namespace, a cgroup, and the processors on which its processes run."""
 
-    def __init__(self, number: int, processor: int):
-        self.number = number
-        self.processor = processor
-        self.address = network.address_of(number)
-        self.share = Share(f"host{number}")
+    def __init__(self, name: str, space: str, address: str, processors: Sequence[int]):
+        self.name = name
+        self.space = space
+        self.address = address
+        self.share = Share(name)
+        self._processors = ",".join(map(str, processors))
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Start a process on this host. `options` are those of `subprocess.Popen`."""
-        space = network.name_of(self.number)
-        script = _ENTER.format(procs=shlex.quote(str(self.share.procs)), name=space)
-        enter = ["nsenter", f"--net=/run/netns/{space}", "unshare", "--mount", "--uts", "--ipc"]
-        pinned = ["taskset", "--cpu-list", str(self.processor)]
+        name = f"{PREFIX}-{self.name}"
+        script = _ENTER.format(procs=shlex.quote(str(self.share.procs)), name=name)
+        enter = [
+            "nsenter",
+            f"--net=/run/netns/{self.space}",
+            "unshare",
+            "--mount",
+            "--uts",
+            "--ipc",
+        ]
+        pinned = ["taskset", "--cpu-list", self._processors]
         options.setdefault("cwd", ROOT)
         return subprocess.Popen([*enter, "sh", "-c", script, "sh", *pinned, *command], **options)
 
 
 class Laboratory:
-    """`hosts` hosts with `share` of a processor each. Use as a context manager: it removes what an
+    """`hosts` hosts with `share` of a processor each, and a desk beside the bridge, which is not
+    limited in any way, for those who give orders. Use as a context manager: it removes what an
     earlier one left, and at its end, be it by Ctrl-C or SIGTERM, what it made itself.
 
     Raises:
@@ -88,13 +98,18 @@ class Laboratory:
             self._stack.enter_context(_ending_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
             self._network = self._stack.enter_context(Network(self._count))
             self._stack.enter_context(Pacemaker(self._processors))
-            count = len(self._processors)
-            self.hosts = [Host(n, self._processors[n % count]) for n in range(self._count)]
+            self.hosts = [self._host(number) for number in range(self._count)]
+            self.desk = Host("desk", network.WIRE, network.BRIDGE_ADDRESS, self._processors)
             building.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    def _host(self, number: int) -> Host:
+        processor = self._processors[number % len(self._processors)]
+        place = network.name_of(number), network.address_of(number)
+        return Host(f"host{number}", *place, [processor])
 
     def links(self, rate: float, latency: float = 0.0) -> None:
         """Give all links the equivalent of `rate` bits per second, and of `latency` seconds."""

@@ -45,6 +45,7 @@ class Point:
         spread: half of the range in which the middle half of all steps lies, in seconds.
         exposed: seconds of it in which the first host did nothing but communicate.
         alone: seconds of a step of one host with `alone_batch` rows, just before and after.
+        compute: seconds of a step of one host with the rows that each host has here.
     """
 
     series: Series
@@ -55,6 +56,7 @@ class Point:
     exposed: float
     alone: float
     alone_batch: int
+    compute: float
 
     @property
     def images_per_second(self) -> float:

@@ -30,6 +30,7 @@ from tensorlite.distributed.training import train
 ROWS = 1024  # of the data set, at least
 LEARNING_RATE = 0.01
 FOREVER = 1_000_000  # steps
+RING_BYTES = [4 * 1024, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024]  # of arrays that are all-reduced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,23 +73,25 @@ def run_training(worker: Worker, task: Task) -> None:
     """Train, and let rank 0 tell of every step."""
 
     def report(record: dict[str, Any], last: bool = False) -> None:
-        # Sums over all steps but the first, of which the difference of two records is free.
-        rows = (record["step"] - 1) * task.batch
-        total = rows / record["images_per_second"] if rows else 0.0
-        say(
-            {"step": record["step"], "at": time.monotonic(), "total": total}
-            | {"communication": record["communication"] * total}
-        )
+        say(told(record, task.batch))
 
     job = trainer(task.batch)._job(data(task.batch), FOREVER, None)
     train(worker, job, model(), report)
 
 
+def told(record: dict[str, Any], batch: int) -> dict[str, Any]:
+    """What the laboratory is told of a step: its number, when it was done, and the seconds of all
+    steps but the first in which there was only communication."""
+    rows = (record["step"] - 1) * batch
+    total = rows / record["images_per_second"] if rows else 0.0
+    communication = record["communication"] * total
+    return {"step": record["step"], "at": time.monotonic(), "communication": communication}
+
+
 def run_ring(worker: Worker, task: Task) -> None:
     """All-reduce arrays of several sizes, and tell the seconds and the processor time of each."""
-    sizes = [4 * 1024, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024]
     while True:
-        for size in sizes:
+        for size in RING_BYTES:
             array = np.ones(size // 4, np.float32)
             worker.ring.barrier()
             began, used = time.monotonic(), time.process_time()

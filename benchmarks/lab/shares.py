@@ -51,6 +51,14 @@ class Share:
         else:
             (self.folder / "cpu.max").write_text(f"{QUOTA if share else 'max'} {period}")
 
+    def end_all(self) -> None:
+        """End all processes of the group.
+
+        Raises:
+            LabError: one does not go.
+        """
+        _end(self.folder)
+
 
 def controller() -> tuple[pathlib.Path, bool]:
     """The folder under which groups with quotas are made, and whether it is of the first
@@ -96,15 +104,20 @@ def remove() -> None:
     """
     root, _ = controller()
     for folder in sorted(root.glob(f"{PREFIX}-*")):
-        deadline = time.monotonic() + PATIENCE
-        while processes := (folder / "cgroup.procs").read_text().split():
-            for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
-            if time.monotonic() > deadline:
-                raise LabError(f"processes {', '.join(processes)} in {folder} cannot be ended")
-            time.sleep(0.01)
+        _end(folder)
         folder.rmdir()
+
+
+def _end(folder: pathlib.Path) -> None:
+    """End all processes of a group, those too that they start meanwhile."""
+    deadline = time.monotonic() + PATIENCE
+    while processes := (folder / "cgroup.procs").read_text().split():
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise LabError(f"processes {', '.join(processes)} in {folder} cannot be ended")
+        time.sleep(0.01)
 
 
 class Pacemaker:

@@ -21,14 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from .commands import LabError
-from .hosts import Host, Laboratory
+from .hosts import THREAD_VARIABLES, Host, Laboratory
 from .rank import Task
+from .spark import SparkWorld
 
 START_SECONDS = 240.0  # until the first of all hosts has done something
 SILENCE_SECONDS = 120.0  # of all hosts
 WARM = 3  # steps with all processors, to compile and to fill caches
 SETTLING = 2  # steps that are left out after shares or rates have changed
-THREAD_VARIABLES = ("TENSORLITE_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ALONE_BATCH = 128  # of hosts that are there to keep the machine busy
 
 Message = dict[str, Any]
@@ -146,21 +146,23 @@ class Worlds:
 
     Args:
         batch: rows of a global batch of the worlds of that size.
-        what: these do.
+        what: these do; "spark" is one cluster that trains.
     """
 
     def __init__(self, laboratory: Laboratory, size: int, batch: int, what: str = "train"):
         self._laboratory = laboratory
         self._size, self._batch, self._what = size, batch, what
         self._stack = contextlib.ExitStack()
-        self._measured: list[World] = []
-        self._all: list[World] = []
+        self._measured: list[World | SparkWorld] = []
+        self._all: list[World | SparkWorld] = []
 
     def __enter__(self) -> Worlds:
         with contextlib.ExitStack() as building:
             building.push(self._stack)
             hosts = self._laboratory.hosts
             whole = len(hosts) - len(hosts) % self._size
+            if self._what == "spark":
+                whole = self._size
             self._laboratory.throttle(False)
             for first in range(0, whole, self._size):
                 group = hosts[first : first + self._size]
@@ -183,14 +185,23 @@ class Worlds:
         listen(self._all, self._measured, SETTLING + count, SILENCE_SECONDS)
         return [world.messages[SETTLING : SETTLING + count] for world in self._measured]
 
-    def _start(self, hosts: list[Host], batch: int, what: str) -> World:
-        world = World(hosts, batch, what)
+    def _start(self, hosts: list[Host], batch: int, what: str) -> World | SparkWorld:
+        world: World | SparkWorld
+        if what == "spark":
+            world = SparkWorld(self._laboratory, hosts, batch)
+        else:
+            world = World(hosts, batch, what)
         self._stack.callback(world.close)
         self._all.append(world)
         return world
 
 
-def listen(worlds: list[World], waited_for: list[World], count: int, patience: float) -> None:
+def listen(
+    worlds: Sequence[World | SparkWorld],
+    waited_for: Sequence[World | SparkWorld],
+    count: int,
+    patience: float,
+) -> None:
     """Hear what all of `worlds` say until each that is waited for has said `count` messages.
 
     Raises:

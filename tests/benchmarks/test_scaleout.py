@@ -25,7 +25,9 @@ TESTS = f"tlabtest{os.getpid()}"  # the name of these tests' laboratories
 
 def point(hosts: int, step: float, exposed: float = 0.0, series: Series = WEAK) -> Point:
     batch = 128 * hosts if series.scaling == "weak" else 128
-    return Point(series, hosts, batch, step, 0.001, exposed, alone=0.1, alone_batch=128)
+    return Point(
+        series, hosts, batch, step, 0.001, exposed, alone=0.1, alone_batch=128, compute=0.1
+    )
 
 
 # ---- points --------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def test_steps_are_what_lies_between_two_messages() -> None:
 
 def test_a_point_is_in_the_time_of_its_hosts() -> None:
     steps = Steps([1.0, 1.0, 1.5, 1.0], [0.5, 0.5, 0.5, 0.5])
-    found = scaleout.point_of(WEAK, 2, 256, steps, of_one=0.8, share=0.2)
+    found = scaleout.point_of(WEAK, 2, 256, steps, of_one=0.8, compute=0.8, share=0.2)
     assert (found.step, found.exposed, found.alone) == pytest.approx((0.2, 0.1, 0.16))
     assert found.speedup == pytest.approx(1.6)
 

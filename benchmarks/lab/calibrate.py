@@ -1,0 +1,66 @@
+"""What the model of the cost has to know beside the seconds of a step: measured with all-reduces
+alone, on hosts that do nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+from .hosts import Laboratory
+from .rank import RING_BYTES
+from .worlds import Worlds
+
+RATE = 10e9  # of the links; latency is what is left of a small message's time
+ROUNDS = 12
+FEW = 2  # hosts
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """What an all-reduce costs a host, in its own seconds; see `model.Cluster`."""
+
+    latency: float
+    call: float
+    work: float
+
+
+def measure(laboratory: Laboratory) -> Ring:
+    """Latency, from two worlds that differ in size, and the processor's time for a byte."""
+    most = len(laboratory.hosts)
+    laboratory.links(RATE)
+    small, large = RING_BYTES[0], RING_BYTES[-1]
+    few, many = (_medians(laboratory, hosts) for hosts in (FEW, most))
+    share = laboratory.share
+    return solve(
+        (FEW, few[small]["seconds"] * share),
+        (most, many[small]["seconds"] * share),
+        wire=small * 8 / RATE,
+        work=few[large]["used"] / large,  # two hosts send each byte once
+    )
+
+
+def solve(few: tuple[int, float], many: tuple[int, float], wire: float, work: float) -> Ring:
+    """Latency and call of seconds(hosts) = call + (hosts - 1) * (latency + wire)."""
+    (few_hosts, few_seconds), (many_hosts, many_seconds) = few, many
+    hop = (many_seconds - few_seconds) / (many_hosts - few_hosts)
+    call = few_seconds - (few_hosts - 1) * hop
+    return Ring(max(0.0, hop - wire), max(0.0, call), work)
+
+
+def _medians(laboratory: Laboratory, hosts: int) -> dict[int, dict[str, float]]:
+    """Medians of seconds and processor seconds for each size of array."""
+    with Worlds(laboratory, hosts, 0, "ring") as worlds:
+        heard = [m for messages in worlds.take(ROUNDS * len(RING_BYTES)) for m in messages]
+    return {
+        size: {
+            what: statistics.median(m[what] for m in heard if m["bytes"] == size)
+            for what in ("seconds", "used")
+        }
+        for size in RING_BYTES
+    }
+
+
+def as_json(ring: Ring, buckets: list[tuple[float, float]], update: float) -> dict[str, Any]:
+    """What `cost_model.py` reads."""
+    return {**dataclasses.asdict(ring), "buckets": buckets, "update": update}
