@@ -43,15 +43,13 @@ class Calibration:
 
     Attributes:
         latency, call, work: see `Cluster`.
-        buckets: bytes of each, and the part of the backward pass after which it is ready.
-        update: the part of a step after the backward pass.
+        buckets: bytes of each, and the part of a step's computation after which it is ready.
     """
 
     latency: float
     call: float
     work: float
     buckets: list[tuple[float, float]]
-    update: float
 
     def cluster(self, rate: float, **options: Any) -> Cluster:
         """Hosts with links of `rate` bits per second."""
@@ -59,10 +57,12 @@ class Calibration:
         return Cluster(bandwidth, self.latency, self.work, self.call, **options)
 
     def step(self, alone: float, deviation: float) -> Step:
-        """The step of the tutorial network that takes `alone` seconds on one host."""
-        backward = alone * (1 - self.update)
-        buckets = [Bucket(nbytes, share * backward) for nbytes, share in self.buckets]
-        return Step(backward, alone - backward, deviation, buckets)
+        """The step of the tutorial network that takes `alone` seconds on one host.
+
+        Nearly all of the update goes on while the last bucket is under way, so none of it counts as
+        coming after."""
+        buckets = [Bucket(nbytes, share * alone) for nbytes, share in self.buckets]
+        return Step(alone, 0.0, deviation, buckets)
 
 
 def calibration_of(path: pathlib.Path) -> Calibration:

@@ -20,15 +20,16 @@ Figure 3, and exits 1 if a bar of this project is missed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import tensorlite as tl
-from benchmarks.lab import calibrate, network, rank
+from benchmarks.lab import calibrate, network
 from benchmarks.lab import hosts as lab_hosts
 from benchmarks.lab.commands import LabError, require
 from benchmarks.lab.figures import draw
@@ -47,32 +48,50 @@ def measure(laboratory: Laboratory, args: argparse.Namespace) -> list[Point]:
     points: list[Point] = []
     before = alone(laboratory, args.steps, ROWS)
     for hosts in args.hosts:
-        of_hosts: dict[tuple[str, float], tuple[int, Steps]] = {}
-        for scaling in args.scaling:
-            batch = ROWS * hosts if scaling == "weak" else ROWS
-            what = "spark" if args.spark else "train"
-            with Worlds(laboratory, hosts, batch, what) as worlds:
-                for rate in args.rates:
-                    laboratory.links(rate, args.latency)
-                    of_hosts[scaling, rate] = batch, steps_of(worlds.take(args.steps))
+        together = measure_together(laboratory, hosts, args) if hosts > 1 else {}
         after = alone(laboratory, args.steps, ROWS)
-        of_one = (before + after) / 2
+        if hosts == 1:  # it has nobody to talk to, whatever the links
+            of_every = itertools.product(args.scaling, args.rates, args.overlap)
+            together = {Series(*series): (ROWS, after) for series in of_every}
+        of_one = (before.median + after.median) / 2
         before = after
-        compute = {"weak": of_one}
-        if "strong" in args.scaling:
-            compute["strong"] = alone(laboratory, args.steps, ROWS // hosts)
-        for (scaling, rate), (batch, steps) in of_hosts.items():
-            series = Series(scaling, rate, overlap=False)
-            times = of_one, compute[scaling]
+        compute = {"weak": of_one, "strong": of_one}
+        if "strong" in args.scaling and hosts > 1:
+            compute["strong"] = alone(laboratory, args.steps, ROWS // hosts).median
+        for series, (batch, steps) in together.items():
+            times = of_one, compute[series.scaling]
             points.append(point_of(series, hosts, batch, steps, *times, laboratory.share))
             print_point(points[-1])
     return points
 
 
-def alone(laboratory: Laboratory, steps: int, rows: int) -> float:
-    """Seconds of this machine for a step of one host, while all others do the same."""
+def measure_together(
+    laboratory: Laboratory, hosts: int, args: argparse.Namespace
+) -> dict[Series, tuple[int, Steps]]:
+    """Batch and steps of worlds of so many hosts, in every series."""
+    what = "spark" if args.spark else "train"
+    found: dict[Series, tuple[int, Steps]] = {}
+    for scaling, overlap in itertools.product(args.scaling, args.overlap):
+        batch = ROWS * hosts if scaling == "weak" else ROWS
+        with Worlds(laboratory, hosts, batch, what, options_of(overlap, args)) as worlds:
+            for rate in args.rates:
+                laboratory.links(rate, args.latency)
+                found[Series(scaling, rate, overlap)] = batch, steps_of(worlds.take(args.steps))
+    return found
+
+
+def options_of(overlap: bool, args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `Trainer`: gradients are sent in buckets during the backward pass, or all
+    together after it."""
+    if not overlap:
+        return {"bucket_bytes": None}
+    return {"bucket_bytes": args.bucket_bytes} if args.bucket_bytes else {}
+
+
+def alone(laboratory: Laboratory, steps: int, rows: int) -> Steps:
+    """Steps of one host with so many rows, while all others do the same."""
     with Worlds(laboratory, 1, rows) as worlds:
-        return steps_of(worlds.take(steps)).median
+        return steps_of(worlds.take(steps))
 
 
 def point_of(
@@ -114,10 +133,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--hosts", help="numbers of hosts (default: 1,2,3,4,8)")
     add("--rates", help="Gbit/s of the links (default: 1,10)")
     add("--scaling", help="weak, strong or both (default: weak,strong)")
+    add("--overlap", help="on, off or both (default: on,off)")
+    add("--bucket-bytes", type=int, help="of gradients, with overlap (default: that of Trainer)")
     add("--steps", type=int, help="steps of each point and world (default: 12)")
     add("--share", type=float, default=0.2, help="of a core, for each host (default: 0.2)")
     add("--latency", type=float, default=0.0, help="microseconds each way, added by netem")
-    add("--quick", action="store_true", help="hosts 1,2,8, rate 1, weak, 6 steps")
+    add("--quick", action="store_true", help="hosts 1,2,8, rate 1, weak, overlap on, 6 steps")
     add(
         "--spark", action="store_true", help="workers of a standalone Spark cluster, not bare ranks"
     )
@@ -126,14 +147,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--figure", type=pathlib.Path, default=FIGURE, help=f"(default: {FIGURE})")
     add("--clean", action="store_true", help="remove what is left of a run that was killed")
     args = parser.parse_args(arguments)
-    usual = ("1,2,8", "1", "weak", 6) if args.quick else ("1,2,3,4,8", "1,10", "weak,strong", 12)
-    hosts, rates, scaling, steps = usual
+    usual = ("1,2,3,4,8", "1,10", "weak,strong", "on,off", 12)
+    if args.quick:
+        usual = ("1,2,8", "1", "weak", "on", 6)
+    hosts, rates, scaling, overlap, steps = usual
     try:
         args.hosts = sorted({int(number) for number in (args.hosts or hosts).split(",")})
         args.rates = [float(rate) * 1e9 for rate in (args.rates or rates).split(",")]
     except ValueError as error:
         parser.error(f"--hosts and --rates are numbers with commas between them: {error}")
     args.scaling = (args.scaling or scaling).split(",")
+    args.overlap = (args.overlap or overlap).split(",")
     args.steps = args.steps or steps
     args.latency *= 1e-6
     if args.hosts[0] < 1 or args.hosts[-1] > ROWS:
@@ -143,6 +167,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for kind in args.scaling:
         if kind not in ("weak", "strong"):
             parser.error(f"--scaling: weak or strong, not {kind!r}")
+    for switch in args.overlap:
+        if switch not in ("on", "off"):
+            parser.error(f"--overlap: on or off, not {switch!r}")
+    args.overlap = [switch == "on" for switch in args.overlap]
     if args.steps < 2:
         parser.error(f"--steps must be at least 2, not {args.steps}")
     if not 0 < args.share <= 1:
@@ -188,13 +216,11 @@ def measured(args: argparse.Namespace) -> list[Point]:
     began = time.monotonic()
     with Laboratory(args.hosts[-1], args.share) as laboratory:
         points = measure(laboratory, args)
-        ring = calibrate.measure(laboratory) if args.save else None
+        calibration = calibrate.as_json(laboratory) if args.save else None
     print(f"measured in {time.monotonic() - began:.0f} s")
-    if ring is not None:
+    if args.save:
         about = {"share": args.share, "latency": args.latency, "steps": args.steps}
-        nbytes = sum(4 * leaf.size for leaf in tl.tree.leaves(rank.model()))
-        about["calibration"] = calibrate.as_json(ring, [(nbytes, 1.0)], update=0.0)
-        save(args.save, points, about)
+        save(args.save, points, about | {"calibration": calibration})
     return points
 
 

@@ -1,15 +1,16 @@
 """What the model of the cost has to know beside the seconds of a step: measured with all-reduces
-alone, on hosts that do nothing else."""
+alone, on hosts that do nothing else, and read off a profile of the computation."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from typing import Any
 
 from .hosts import Laboratory
 from .rank import RING_BYTES
-from .worlds import Worlds
+from .worlds import ALONE_BATCH, START_SECONDS, World, Worlds, listen
 
 RATE = 10e9  # of the links; latency is what is left of a small message's time
 ROUNDS = 12
@@ -61,6 +62,17 @@ def _medians(laboratory: Laboratory, hosts: int) -> dict[int, dict[str, float]]:
     }
 
 
-def as_json(ring: Ring, buckets: list[tuple[float, float]], update: float) -> dict[str, Any]:
+def buckets(laboratory: Laboratory) -> list[tuple[int, float]]:
+    """Bytes of each bucket of gradients, and the part of a step's computation after which it is
+    ready, from a profile of a world of `FEW` hosts that have the machine to themselves."""
+    group = laboratory.hosts[:FEW]
+    laboratory.throttle(False)
+    with contextlib.closing(World(group, FEW * ALONE_BATCH, "profile")) as world:
+        listen([world], [world], 1, START_SECONDS)
+        (message,) = world.messages[:1]
+    return [(nbytes, share) for nbytes, share in message["buckets"]]
+
+
+def as_json(laboratory: Laboratory) -> dict[str, Any]:
     """What `cost_model.py` reads."""
-    return {**dataclasses.asdict(ring), "buckets": buckets, "update": update}
+    return {**dataclasses.asdict(measure(laboratory)), "buckets": buckets(laboratory)}

@@ -10,15 +10,20 @@ writes a `{"step": ...}` for each step that is done. A world ends by being kille
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import pathlib
+import statistics
 import sys
+import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
+import tensorlite as tl
 from benchmarks.models.definitions import batch_of
 from examples.cifar10 import TutorialCNN, loss_fn
 from tensorlite import optim, random
@@ -30,6 +35,7 @@ from tensorlite.distributed.training import train
 ROWS = 1024  # of the data set, at least
 LEARNING_RATE = 0.01
 FOREVER = 1_000_000  # steps
+WARM, PROFILED = 3, 5  # steps before a profile and in it
 RING_BYTES = [4 * 1024, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024]  # of arrays that are all-reduced
 
 
@@ -42,7 +48,8 @@ class Task:
         hosts: the addresses of its world, by rank.
         batch: rows of a global batch.
         secret: of its world, in hexadecimal.
-        what: "train" or "ring".
+        what: "train", "ring" or "profile".
+        options: of the `Trainer`.
     """
 
     rank: int
@@ -50,6 +57,7 @@ class Task:
     batch: int
     secret: str
     what: str = "train"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def trainer(batch: int, **options: Any) -> Trainer:
@@ -75,7 +83,7 @@ def run_training(worker: Worker, task: Task) -> None:
     def report(record: dict[str, Any], last: bool = False) -> None:
         say(told(record, task.batch))
 
-    job = trainer(task.batch)._job(data(task.batch), FOREVER, None)
+    job = trainer(task.batch, **task.options)._job(data(task.batch), FOREVER, None)
     train(worker, job, model(), report)
 
 
@@ -106,11 +114,55 @@ def main() -> int:
     task = Task(**json.loads(sys.stdin.readline()))
     place = Place(task.rank, tuple(task.hosts), cpus=1)
     options = Options(bytes.fromhex(task.secret))
-    work = {"train": run_training, "ring": run_ring}[task.what]
+    work = {"train": run_training, "ring": run_ring, "profile": run_profile}[task.what]
     outcome = live(lambda worker: work(worker, task), place, options, gather)
     if outcome.failure is not None:
         print(outcome.failure.describe(), file=sys.stderr)
     return 1
+
+
+def run_profile(worker: Worker, task: Task) -> None:
+    """Train some steps, and let rank 0 tell when each bucket of gradients was ready."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as profile:
+        path = pathlib.Path(folder) / "profile.json"
+
+        def report(record: dict[str, Any], last: bool = False) -> None:
+            if record["step"] == WARM:
+                profile.enter_context(tl.profile(path))
+
+        steps = WARM + PROFILED
+        job = trainer(task.batch, **task.options)._job(data(task.batch), steps, None)
+        train(worker, job, model(), report)
+        profile.close()
+        if worker.rank == 0:
+            events = json.loads(path.read_text())["traceEvents"]
+            while True:  # until this world is ended
+                say({"buckets": buckets_of(events)})
+                time.sleep(1.0)
+
+
+def buckets_of(events: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Bytes of each bucket and the part of the computation of a step that came before it: medians
+    of the steps in a profile."""
+    slices = [event for event in events if event["ph"] == "X"]
+    work = sorted((e["ts"], e["dur"]) for e in slices if e["cat"] == "step" and not _waits(e))
+    found: dict[int, list[float]] = {}
+    for call in (event for event in slices if event["cat"] == "op"):
+        begin, end = call["ts"], call["ts"] + call["dur"]
+        of_call = [(ts, dur) for ts, dur in work if begin <= ts < end]
+        total = sum(dur for _, dur in of_call)
+        for event in slices:
+            if "bytes" in event["args"] and begin <= event["ts"] < end:
+                # A slice that had begun when the bucket left is counted as far as it was.
+                before = sum(min(dur, event["ts"] - ts) for ts, dur in of_call if ts < event["ts"])
+                found.setdefault(event["args"]["bytes"], []).append(before / total)
+    medians = [(nbytes, statistics.median(shares)) for nbytes, shares in found.items()]
+    return sorted(medians, key=lambda bucket: bucket[1])
+
+
+def _waits(event: dict[str, Any]) -> bool:
+    """Whether a slice of the computing thread is about communication."""
+    return event["name"].startswith(("start ", "wait "))
 
 
 def gather(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """A standalone Spark cluster in the laboratory: its master and the driver at the desk, a worker
 with one executor of one core on each host. What trains is the same as in `rank`, by `Trainer.fit`.
 
-    python -m benchmarks.lab.spark MASTER WORKERS BATCH        is the driver
+    python -m benchmarks.lab.spark MASTER WORKERS BATCH OPTIONS    is the driver
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ class SparkWorld:
     """A cluster on some of the laboratory's hosts, and a driver that trains on it. It can be
     listened to like a `World`."""
 
-    def __init__(self, laboratory: Laboratory, hosts: Sequence[Host], batch: int):
+    def __init__(
+        self,
+        laboratory: Laboratory,
+        hosts: Sequence[Host],
+        batch: int,
+        options: dict[str, Any] | None = None,
+    ):
         self.size = len(hosts)
         self._hosts = [*hosts, laboratory.desk]
         self.messages: list[dict[str, Any]] = []
@@ -48,7 +54,7 @@ class SparkWorld:
             self._start_daemon(host, "worker.Worker", [*place, *folder, master])
         module = [sys.executable, "-m", "benchmarks.lab.spark"]
         self._driver = desk.start(
-            [*module, master, str(self.size), str(batch)],
+            [*module, master, str(self.size), str(batch), json.dumps(options or {})],
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=self._environment(desk),
@@ -108,7 +114,7 @@ class SparkWorld:
         return os.environ | _DAEMON | dict.fromkeys(THREAD_VARIABLES, "1") | own
 
 
-def drive(master: str, workers: int, batch: int) -> None:
+def drive(master: str, workers: int, batch: int, options: dict[str, Any]) -> None:
     """Train on a cluster for as long as it lasts, and tell of every step."""
     from pyspark.sql import SparkSession
 
@@ -130,9 +136,10 @@ def drive(master: str, workers: int, batch: int) -> None:
         spark=spark,
         progress=lambda record: say(told(record, batch)),
         launch_options={"slots_timeout": SLOTS_SECONDS},
+        **options,
     )
     training.fit(model(), data(batch), steps=FOREVER)
 
 
 if __name__ == "__main__":
-    drive(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    drive(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

@@ -62,10 +62,16 @@ class World:
 
     Args:
         batch: rows of a global batch.
-        what: they do; see `Task`.
+        what: they do; see `Task`, which explains `options` too.
     """
 
-    def __init__(self, hosts: Sequence[Host], batch: int, what: str = "train"):
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        batch: int,
+        what: str = "train",
+        options: dict[str, Any] | None = None,
+    ):
         self.size = len(hosts)
         self.messages: list[Message] = []
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -84,7 +90,8 @@ class World:
             )
             self._processes.append(process)
             self._heard.append(b"")
-            self._tell(rank, dataclasses.asdict(Task(rank, addresses, batch, secret, what)))
+            task = Task(rank, addresses, batch, secret, what, options or {})
+            self._tell(rank, dataclasses.asdict(task))
 
     def outputs(self) -> list[int]:
         """The file descriptors to listen to, by rank."""
@@ -147,11 +154,19 @@ class Worlds:
     Args:
         batch: rows of a global batch of the worlds of that size.
         what: these do; "spark" is one cluster that trains.
+        options: see `Task`.
     """
 
-    def __init__(self, laboratory: Laboratory, size: int, batch: int, what: str = "train"):
+    def __init__(
+        self,
+        laboratory: Laboratory,
+        size: int,
+        batch: int,
+        what: str = "train",
+        options: dict[str, Any] | None = None,
+    ):
         self._laboratory = laboratory
-        self._size, self._batch, self._what = size, batch, what
+        self._size, self._batch, self._what, self._options = size, batch, what, options
         self._stack = contextlib.ExitStack()
         self._measured: list[World | SparkWorld] = []
         self._all: list[World | SparkWorld] = []
@@ -188,9 +203,9 @@ class Worlds:
     def _start(self, hosts: list[Host], batch: int, what: str) -> World | SparkWorld:
         world: World | SparkWorld
         if what == "spark":
-            world = SparkWorld(self._laboratory, hosts, batch)
+            world = SparkWorld(self._laboratory, hosts, batch, self._options)
         else:
-            world = World(hosts, batch, what)
+            world = World(hosts, batch, what, self._options)
         self._stack.callback(world.close)
         self._all.append(world)
         return world

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from benchmarks.lab.model import (
     predict,
 )
 from benchmarks.lab.points import Point, Series, save
+from benchmarks.lab.rank import buckets_of
 
 FREE = Cluster(bandwidth=math.inf)
 SLOW = Cluster(bandwidth=1e8)
@@ -223,7 +225,7 @@ def test_the_large_network_is_as_large_as_resnet50() -> None:
     assert ready == sorted(ready) and ready[-1] == step.backward
 
 
-CALIBRATION = {"latency": 0.0, "call": 0.0, "work": 0.0, "buckets": [[4e6, 1.0]], "update": 0.0}
+CALIBRATION = {"latency": 0.0, "call": 0.0, "work": 0.0, "buckets": [[4e6, 1.0]]}
 
 
 def measured(n: int, step: float) -> Point:
@@ -262,6 +264,23 @@ def test_points_without_calibration_are_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_calibrations_scale_with_the_step() -> None:
-    found = Calibration(0.0, 0.0, 0.0, [(4e6, 0.5)], update=0.1)
-    step = found.step(alone=2.0, deviation=0.0)
-    assert (step.backward, step.update, step.buckets[0].ready) == pytest.approx((1.8, 0.2, 0.9))
+    step = Calibration(0.0, 0.0, 0.0, [(4e6, 0.5)]).step(alone=2.0, deviation=0.0)
+    assert (step.backward, step.update, step.buckets[0].ready) == pytest.approx((2.0, 0.0, 1.0))
+
+
+def test_a_profile_tells_when_buckets_are_ready() -> None:
+    def event(name: str, cat: str, ts: float, dur: float, **args: int) -> dict[str, Any]:
+        return {"ph": "X", "name": name, "cat": cat, "ts": ts, "dur": dur, "args": args}
+
+    events = [{"ph": "M", "name": "thread_name", "args": {}}]
+    for begin in (0.0, 100.0):
+        events += [
+            event("call step", "op", begin, 90),
+            event("conv", "step", begin + 1, 20),
+            event("start sum", "step", begin + 21, 9),
+            event("all_reduce, bucket 1", "span", begin + 21, 50, bytes=4000),
+            event("conv", "step", begin + 30, 20),
+            event("all_reduce, bucket 2", "span", begin + 75, 5, bytes=100),
+            event("wait sum", "step", begin + 50, 30),
+        ]
+    assert buckets_of(events) == [(4000, 0.5), (100, 1.0)]

@@ -111,6 +111,7 @@ def test_a_point_is_in_the_time_of_its_hosts() -> None:
         (["--hosts", "0,1"], "--hosts: between 1 and 128"),
         (["--rates", "0"], "--rates must be positive"),
         (["--scaling", "medium"], "--scaling: weak or strong, not 'medium'"),
+        (["--overlap", "yes"], "--overlap: on or off, not 'yes'"),
         (["--steps", "1"], "--steps must be at least 2, not 1"),
         (["--share", "2"], "--share is a part of a core"),
     ],
@@ -126,6 +127,7 @@ def test_bad_options_are_refused(
 def test_quick_is_less_of_everything_unless_said_otherwise() -> None:
     args = scaleout.parse(["--quick", "--rates", "10", "--latency", "50"])
     assert (args.hosts, args.rates, args.scaling) == ([1, 2, 8], [10e9], ["weak"])
+    assert args.overlap == [True]
     assert args.latency == pytest.approx(50e-6)
 
 
