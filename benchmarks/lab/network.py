@@ -3,8 +3,10 @@
 Nothing leads from there to the machine's own interfaces. Links are pairs of veth interfaces, held
 to a rate in both directions by a token bucket: one at the host's end for what it sends, one at the
 bridge's end for what it receives. Packets of TCP stay large until they have arrived, as with
-network cards that cut and join them; the bucket counts the headers of the small ones. Its burst is
-one large packet: so much is sent at once after a pause.
+network cards that cut and join them; the bucket counts the headers of the small ones. TCP makes
+packets of what it can send in a millisecond, which would be too small where a millisecond is not
+one of the hosts'; it is told a least size. The burst is one large packet: so much is sent at once
+after a pause.
 
 Everything carries `PREFIX`, and lives in namespaces that carry it: removing these removes all."""
 
@@ -20,7 +22,8 @@ from .commands import PREFIX, LabError, run
 
 WIRE = f"{PREFIX}-wire"
 BRIDGE_ADDRESS = "10.99.0.1"
-LARGE_PACKET = 32 * 1024  # bytes; a quarter of a millisecond at 1 Gbit/s
+SEGMENTS = 43  # of 1448 bytes in a large packet: the most that 64 KiB hold, as at full rate
+LARGE_PACKET = SEGMENTS * 1448  # bytes; half a millisecond at 1 Gbit/s
 BURST = LARGE_PACKET * 5 // 4  # one of them, and the headers of what it is cut into: a packet that
 # is larger than the burst would be cut by this machine's processors
 _TCP = "/proc/sys/net/ipv4"
@@ -71,7 +74,7 @@ class Network:
         for host in range(self.hosts):
             space, port = name_of(host), f"port{host}"
             run("ip", "netns", "add", space)
-            size = ("gso_max_size", str(LARGE_PACKET))
+            size = ("gso_max_size", str(LARGE_PACKET + 100))  # with its own headers
             peer = ("peer", "name", "eth0", "netns", space)
             _in(WIRE, "ip", "link", "add", port, "type", "veth", *peer)
             _in(WIRE, "ip", "link", "set", port, *size, "master", "bridge", "up")
@@ -79,6 +82,7 @@ class Network:
             _in(space, "ip", "address", "add", f"{address_of(host)}/24", "dev", "eth0")
             _in(space, "ip", "link", "set", "eth0", *size, "up")
             _in(space, "sh", "-c", f"echo {congestion()} > {_TCP}/tcp_congestion_control")
+            _in(space, "sh", "-c", f"echo {SEGMENTS} > {_TCP}/tcp_min_tso_segs")
 
 
 def congestion() -> str:
