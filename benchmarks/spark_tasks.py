@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import statistics
 import sys
 import tempfile
@@ -166,6 +167,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure, print, judge."""
     args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the workers, and their Spark
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     warn_if_busy()
     try:
