@@ -55,6 +55,7 @@ def test_bad_options_are_refused(
 
 
 @pytest.mark.spark
+@pytest.mark.timeout(400)  # three Sparks, one after the other
 def test_all_train_the_same_model_on_the_same_rows() -> None:
     names = [ONE, TWO] if interpreter("torch") is None else [ONE, TWO, "torch"]
     results = spark_tasks.measure(names, rounds=1, steps=10)
