@@ -12,7 +12,7 @@ from .hosts import Laboratory
 from .rank import RING_BYTES
 from .worlds import ALONE_BATCH, START_SECONDS, World, Worlds, listen
 
-RATE = 10e9  # of the links; latency is what is left of a small message's time
+FAST, SLOW = 10e9, 1e9  # rates of the links
 ROUNDS = 12
 FEW = 2  # hosts
 
@@ -27,17 +27,18 @@ class Ring:
 
 
 def measure(laboratory: Laboratory) -> Ring:
-    """Latency, from two worlds that differ in size, and the processor's time for a byte."""
+    """Latency, from two worlds that differ in size on fast links, and the processor's time for a
+    byte, on slow ones: there data arrives in smaller pieces, each of which wakes its receiver."""
     most = len(laboratory.hosts)
-    laboratory.links(RATE)
     small, large = RING_BYTES[0], RING_BYTES[-1]
-    few, many = (_medians(laboratory, hosts) for hosts in (FEW, most))
+    few, many = (_medians(laboratory, hosts, FAST) for hosts in (FEW, most))
+    slow = _medians(laboratory, FEW, SLOW)
     share = laboratory.share
     return solve(
         (FEW, few[small]["seconds"] * share),
         (most, many[small]["seconds"] * share),
-        wire=small * 8 / RATE,
-        work=few[large]["used"] / large,  # two hosts send each byte once
+        wire=small * 8 / FAST,
+        work=slow[large]["used"] / large,  # two hosts send each byte once
     )
 
 
@@ -49,8 +50,9 @@ def solve(few: tuple[int, float], many: tuple[int, float], wire: float, work: fl
     return Ring(max(0.0, hop - wire), max(0.0, call), work)
 
 
-def _medians(laboratory: Laboratory, hosts: int) -> dict[int, dict[str, float]]:
+def _medians(laboratory: Laboratory, hosts: int, rate: float) -> dict[int, dict[str, float]]:
     """Medians of seconds and processor seconds for each size of array."""
+    laboratory.links(rate)
     with Worlds(laboratory, hosts, 0, "ring") as worlds:
         heard = [m for messages in worlds.take(ROUNDS * len(RING_BYTES)) for m in messages]
     return {
