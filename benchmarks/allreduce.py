@@ -233,4 +233,7 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RuntimeError as error:  # the laboratory or a worker says what is the matter
+        sys.exit(f"allreduce: {error}")
