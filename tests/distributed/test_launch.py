@@ -50,7 +50,7 @@ def test_what_a_worker_knows(spark):
 
 
 def test_where_executors_reach_the_driver(spark):
-    assert cluster.driver_host(spark, 2) == "127.0.0.1"
+    assert cluster.driver_host(spark.sparkContext) == "127.0.0.1"
 
 
 def test_one_worker_needs_no_ring(spark):
