@@ -81,8 +81,9 @@ def reduce_scatter(tree: Any, op: str = "sum") -> Any:
     size = packed.worker.size
     for name, _, shape in packed.leaves:
         if not shape or shape[0] % size:
+            what = f"leaf {name!r}" if name else "an array"
             raise ValueError(
-                f"reduce_scatter: leaf {name!r} of shape {shape} cannot be cut along its first "
+                f"reduce_scatter: {what} of shape {shape} cannot be cut along its first "
                 f"axis into {size} equal parts, one for each worker; pad it, or use all_reduce"
             )
     for group in packed.groups():

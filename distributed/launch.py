@@ -9,7 +9,7 @@ from typing import Any
 
 from . import cluster
 from .errors import DistributedError, Failure, WorkerError, first_cause
-from .life import Options
+from .life import Options, check_call
 
 
 def launch(
@@ -49,7 +49,8 @@ def launch(
             the task.
         encrypt: whether all connections among the workers speak TLS 1.3, with keys that are made
             for this run. None does as Spark does: yes if its network encryption, its SSL or its
-            encryption of files is on. It needs the package cryptography on the workers. Tasks of
+            encryption of files is on. It needs the package cryptography on the workers (and on the
+            driver, where `Trainer` shows progress). Tasks of
             one host may still share memory.
 
     Returns:
@@ -63,7 +64,7 @@ def launch(
             work with.
         TypeError, ValueError: an argument makes no sense.
     """
-    _check_arguments(main, args, num_workers, port_range)
+    check_call("launch", main, args, num_workers, timeout, port_range)
     call = _pickled(main, args)
     context = cluster.spark_context(spark, num_workers)
     cluster.check(context, num_workers, slots_timeout)
@@ -77,27 +78,6 @@ def launch(
         encrypt=cluster.must_encrypt(context, encrypt),
     )
     return _run(context, call, options, num_workers)
-
-
-def _check_arguments(
-    main: Any, args: Any, num_workers: Any, port_range: tuple[int, int] | None
-) -> None:
-    if not callable(main):
-        raise TypeError(
-            f"launch: main must be a function of (worker, *args), got {type(main).__name__}"
-        )
-    if not isinstance(args, tuple | list):
-        raise TypeError(
-            f"launch: args must be a tuple of the arguments of main after worker, got {args!r}"
-        )
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int):
-        raise TypeError(f"launch: num_workers must be an int, got {num_workers!r}")
-    if num_workers < 1:
-        raise ValueError(f"launch: num_workers must be at least 1, got {num_workers}")
-    if port_range is not None and not 0 < port_range[0] <= port_range[1] < 65536:
-        raise ValueError(
-            f"launch: port_range must be (first, last) within 1 and 65535, got {port_range!r}"
-        )
 
 
 def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:

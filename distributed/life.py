@@ -63,6 +63,37 @@ class Outcome:
     settled: bool = True
 
 
+def check_call(
+    caller: str, main: Any, args: Any, num_workers: Any, timeout: Any, port_range: Any
+) -> None:
+    """Refuse what makes no sense to run, in the name of the public function `caller`.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or value.
+    """
+    if not callable(main):
+        raise TypeError(
+            f"{caller}: main must be a function of (worker, *args), got {type(main).__name__}"
+        )
+    if not isinstance(args, tuple | list):
+        raise TypeError(
+            f"{caller}: args must be a tuple of the arguments of main after worker, got {args!r}"
+        )
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int):
+        raise TypeError(f"{caller}: num_workers must be an int, got {num_workers!r}")
+    if num_workers < 1:
+        raise ValueError(f"{caller}: num_workers must be at least 1, got {num_workers}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise ValueError(f"{caller}: timeout must be a positive number of seconds, got {timeout!r}")
+    if port_range is None:
+        return
+    is_pair = isinstance(port_range, tuple | list) and [type(p) for p in port_range] == [int, int]
+    if not is_pair or not 0 < port_range[0] <= port_range[1] < 65536:
+        raise ValueError(
+            f"{caller}: port_range must be (first, last) within 1 and 65535, got {port_range!r}"
+        )
+
+
 def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: Gather) -> Outcome:
     """Run `call(worker)` as one of the workers at `place.hosts`. Does not raise for what goes wrong
     inside."""

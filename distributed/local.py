@@ -19,7 +19,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from .errors import DistributedError, Failure, WorkerError, failure_of, first_cause
-from .life import Options, Outcome, Place, live
+from .life import Options, Outcome, Place, check_call, live
 from .ring import Ring
 from .worker import Worker, entered
 
@@ -57,6 +57,7 @@ def run_local(
         mode: "threads" of this process, which start at once and share the interpreter lock; or
             "processes", which need a `main` that can be imported, and arguments and results that
             can be pickled.
+        device, port_range: as `launch` has them.
         timeout: seconds without any progress after which a collective gives up.
         encrypt: whether the connections speak TLS, as `launch` has it.
         shared_memory: whether the workers may exchange data through memory; else they do so over
@@ -67,9 +68,9 @@ def run_local(
 
     Raises:
         WorkerError: a worker failed; names it and has its traceback.
+        TypeError, ValueError: an argument makes no sense.
     """
-    if num_workers < 1:
-        raise ValueError(f"run_local: num_workers must be at least 1, got {num_workers}")
+    check_call("run_local", main, args, num_workers, timeout, port_range)
     options = Options(
         secrets.token_bytes(32),
         device,

@@ -53,7 +53,8 @@ class Trainer:
 
     All workers see the same global batches: `batch_size` rows in an order that depends on `seed`
     and the epoch alone, of which each takes its share. Gradients are averaged over the rows of the
-    batch, so the result does not depend on the number of workers, up to rounding.
+    batch, so the result does not depend on the number of workers, up to rounding; batch norm needs
+    `across_workers=True` for that, or `shards`.
 
     Args:
         loss: `loss(model, *arrays)` returns a scalar, the mean over the batch, or `(scalar, model)`
@@ -64,7 +65,8 @@ class Trainer:
         optimizer: from `tensorlite.optim`.
         batch_size: rows of a global batch, over all workers.
         num_workers: tasks of the barrier stage; 0 trains in this process, without Spark.
-        device: where the workers compute; "auto" is the CPU.
+        device: where the workers compute, which the driver must have, too; "auto" is the CPU. What
+            comes back is on the CPU.
         augment: `augment(key, images)` is applied to the first array of each batch, with a key
             for each row and epoch, so that it does not depend on the number of workers. It is
             mapped over the rows and sees a batch of one: images of shape (1, ...), and must be
@@ -79,18 +81,20 @@ class Trainer:
             Sums of floats depend on their order, and where training is unstable, differences in
             the last digit grow. It costs smaller matrix products, and more communication for more
             than two workers: each gets the sums of all others. Batch norm then takes its statistics
-            over a part, also with across_workers. None computes one part per worker and sums around
-            the ring.
+            over a part, also with across_workers. With shards nothing is sent before all
+            gradients are there. None computes one part per worker and sends behind the backward
+            pass.
         bucket_bytes: gradients are sent in buckets, each as soon as it is complete, while the
             others are still computed. A bucket is complete with a sixteenth of all bytes (but at
             least 256 KiB), the first one with 1 MiB, and any with `bucket_bytes`. Smaller ones hide
             more but pay the latency of the network more often. None sends all at once, when the
-            last gradient is ready.
+            last gradient is ready. Without effect with `shards`.
         seed: of the order of rows, the augmentation and the loss's keys.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second, communication and hidden_communication.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
-        launch_options: more options of `dist.launch`, such as `timeout` or `encrypt`.
+        launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
+            slots_timeout, port_range, bind, encrypt.
     """
 
     def __init__(
@@ -157,7 +161,7 @@ class Trainer:
         self.seed = seed
         self.progress = progress
         self.spark = spark
-        self.launch_options = launch_options or {}
+        self.launch_options = _checked_options(launch_options)
 
     def fit(
         self,
@@ -235,7 +239,9 @@ class Trainer:
     def _run(self, job: Job, model: Any, watch: Watcher | None) -> Progress:
         if self.num_workers == 0:
             with local_worker(self.device) as worker, tl.default_device(self.device):
-                return train(worker, job, model, _direct(watch))
+                here = _moved(model, self.device)
+                progress = train(worker, job, here, _direct(watch))
+            return dataclasses.replace(progress, state=_moved(progress.state, "cpu"))
         with self._monitor(watch) as address:
             results = launch(
                 _train_in_worker,
@@ -296,6 +302,21 @@ def _direct(watch: Watcher | None) -> Callable[..., None]:
             watch(record)
 
     return report
+
+
+def _moved(tree: Any, device: str) -> Any:
+    return tl.tree.map(lambda leaf: tl.asarray(leaf, device=device), tree)
+
+
+def _checked_options(options: Any) -> dict[str, Any]:
+    allowed = ("timeout", "connect_timeout", "slots_timeout", "port_range", "bind", "encrypt")
+    if options is None:
+        return {}
+    if not isinstance(options, dict) or not set(options) <= set(allowed):
+        raise TypeError(
+            f"Trainer: launch_options is a dict with some of {', '.join(allowed)}, got {options!r}"
+        )
+    return options
 
 
 def _check_shards(shards: Any, workers: int) -> None:

@@ -2,7 +2,8 @@
 
 `import tensorlite as tl` gives tensors and NumPy-style functions (a Python array API namespace),
 the transforms (`tl.grad`, `tl.vmap`, `tl.jit`, ...) and `tl.tree`; `nn`, `optim`, `random` and
-`data` are submodules. `tensorlite.distributed` is imported by itself, since it needs Spark.
+`data` are submodules. `tensorlite.distributed` is imported by itself; its `launch`, and
+`Trainer` with workers, need Spark.
 """
 
 from math import e, inf, nan, pi

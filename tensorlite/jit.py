@@ -220,7 +220,7 @@ class Jitted:
                 described[name] = described.pop(str(i)) + (" (Python scalar)" if flags[i] else "")
             described |= {f"static argument {place}": repr(fixed[place]) for place in fixed}
             described |= {"device": str(device), "precision": active_precision()}
-            described["world"] = str(world())
+            described["workers"] = str(world().size)
             described["structure"] = str(treedef)
             self._log_trace(described)
         with observe.span(f"trace {self._name}"):

@@ -25,7 +25,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-SMALL_BYTES = 32 * 1024  # up to this size arrays are gathered, as in distributed/ring.py
+SMALL_BYTES = (
+    32 * 1024
+)  # up to this size arrays are gathered, as in distributed/algorithms/cutting.py
 
 
 @dataclasses.dataclass(frozen=True)

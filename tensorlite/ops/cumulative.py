@@ -34,5 +34,5 @@ def cumulative_prod(
     `include_initial`."""
     x = numeric(x, dtype)
     where_ = one_axis("cumulative_prod", axis, x)
-    result = bind(cumulative_product, x, axis=where_)
-    return with_initial(result, where_, 1) if include_initial else result
+    x = with_initial(x, where_, 1) if include_initial else x
+    return bind(cumulative_product, x, axis=where_)

@@ -308,8 +308,7 @@ def cumulative_sum(
     `include_initial`."""
     x = numeric(x, dtype)
     where_ = one_axis("cumulative_sum", axis, x)
-    result = bind(cumsum_p, x, axis=where_)
-    return with_initial(result, where_, 0) if include_initial else result
+    return bind(cumsum_p, with_initial(x, where_, 0) if include_initial else x, axis=where_)
 
 
 def one_axis(op: str, axis: int | None, x: Tensor) -> int:
