@@ -49,6 +49,7 @@ class Job:
     drop_last: bool
     shards: int | None = None
     bucket_bytes: int | None = communication.BUCKET_BYTES
+    compression: str | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -245,8 +246,17 @@ class _Functions:
         arrays: list[tl.Tensor],
     ) -> tuple[dict[str, Any], tl.Tensor]:
         partial, counters = self._weighted_gradients(state["model"], key, weight, arrays)
-        total = all_reduce(partial, op="sum")
+        total = {
+            "loss": all_reduce(partial["loss"]),
+            "gradients": [self._summed(gradient) for gradient in partial["gradients"]],
+            "buffers": all_reduce(partial["buffers"]),
+        }
         return self._updated(state, total, counters), total["loss"]
+
+    def _summed(self, gradient: tl.Tensor) -> tl.Tensor:
+        """The gradient over all workers; only float32 is sent in fewer bits."""
+        is_single = gradient.dtype == np.float32
+        return all_reduce(gradient, wire=self._job.compression if is_single else None)
 
     def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
         augment = self._job.augment

@@ -122,6 +122,12 @@ def test_progress_function_gets_records():
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0, got -1"),
         ({"num_workers": 13}, "batch_size=12 rows cannot be shared by 13 workers"),
         ({"bucket_bytes": 0}, "bucket_bytes must be a whole number of at least 1, got 0"),
+        (
+            {"compression": "int8"},
+            "compression must be None or one of float16, bfloat16, got 'int8'",
+        ),
+        ({"compression": True}, "compression must be None or one of float16, bfloat16, got True"),
+        ({"compression": "float16", "shards": 2}, "compression='float16' rounds .*shards=2"),
         ({"shards": 3}, "shards=3 and 1 workers must be powers of two"),
         ({"shards": 2, "num_workers": 4}, "shards=2 and 4 workers"),
         ({"augment": 3}, "augment is a function, got int"),
