@@ -92,6 +92,11 @@ class Trainer:
             workers of one host exchange. float16 keeps 11 significant bits, but makes what exceeds
             65,504 infinite and loses what is below 6e-8; bfloat16 keeps 8 bits and the range of
             float32. The result then depends a little on the number of workers. Not with `shards`.
+        accumulate: in how many parts each batch is computed, one after the other, which takes less
+            memory. The parts are as equal as can be; their gradients are added before they are
+            sent and the parameters updated, so that the result does not change, up to rounding,
+            but that batch norm takes its statistics over a part. Not with `shards`, which are
+            computed one after the other anyway.
         seed: of the order of rows, the augmentation and the loss's keys.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second, communication and hidden_communication.
@@ -115,6 +120,7 @@ class Trainer:
         shards: int | None = None,
         bucket_bytes: int | None = communication.BUCKET_BYTES,
         compression: str | None = None,
+        accumulate: int = 1,
         seed: int = 0,
         progress: bool | Watcher = True,
         spark: Any = None,
@@ -147,6 +153,9 @@ class Trainer:
             _check_shards(shards, max(num_workers, 1))
         if compression is not None:
             _check_compression(compression, shards)
+        _check_count("accumulate", accumulate, 1)
+        if accumulate > 1:
+            _check_accumulate(accumulate, shards, batch_size, max(num_workers, 1))
         if num_workers > batch_size:
             raise ValueError(
                 f"Trainer: batch_size={batch_size} rows cannot be shared by {num_workers} workers"
@@ -164,6 +173,7 @@ class Trainer:
         self.shards = shards
         self.bucket_bytes = bucket_bytes
         self.compression = compression
+        self.accumulate = accumulate
         self.seed = seed
         self.progress = progress
         self.spark = spark
@@ -225,6 +235,7 @@ class Trainer:
             shards=self.shards,
             bucket_bytes=self.bucket_bytes,
             compression=self.compression,
+            accumulate=self.accumulate,
         )
         if epochs is not None:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
@@ -328,6 +339,19 @@ def _check_compression(compression: Any, shards: int | None) -> None:
         raise ValueError(
             f"Trainer: compression={compression!r} rounds what workers send each other, and "
             f"shards={shards} is for bits that do not depend on their number; leave one of them out"
+        )
+
+
+def _check_accumulate(accumulate: int, shards: int | None, batch_size: int, workers: int) -> None:
+    if shards is not None:
+        raise ValueError(
+            f"Trainer: shards={shards} are computed one after the other already; leave "
+            f"accumulate={accumulate} out, or choose more shards"
+        )
+    if batch_size < accumulate * workers:
+        raise ValueError(
+            f"Trainer: batch_size={batch_size} rows cannot be cut into accumulate={accumulate} "
+            f"parts with a row for each of {workers} workers"
         )
 
 

@@ -274,6 +274,66 @@ def test_only_gradients_of_float32_are_compressed(monkeypatch):
     }
 
 
+@pytest.mark.parametrize("accumulate", [2, 3, 5])
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_accumulation_does_not_change_the_result(num_workers, accumulate):
+    seen = set()
+
+    def loss(model, images, labels, key):
+        seen.add(len(images))
+        features = nn.dropout(images, 0.3, key)
+        return tl.mean(nn.softmax_cross_entropy(model(features), labels))
+
+    def augment(key, images):
+        return images + random.normal(key, images.shape, dtype=images.dtype)
+
+    # The last of four batches has two rows: fewer than there are parts.
+    options = {"loss": loss, "augment": augment, "ema": 0.9}
+    data, model = dataset(dtype=np.float64), Classifier(random.key(0), dtype=tl.float64)
+    whole = train(1, job(data, 9, **options), model)[0]
+    seen.clear()
+    parts = train(num_workers, job(data, 9, accumulate=accumulate, **options), model)
+    assert max(seen) == -(-16 // (num_workers * accumulate))
+    np.testing.assert_allclose(parts[0].losses, whole.losses, rtol=1e-10)
+    for a, b in zip(leaves(parts[0]), leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
+    for a, b in zip(leaves(parts[0]), leaves(parts[-1]), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_gradients_are_sent_once_however_many_parts_they_come_from(monkeypatch):
+    calls = []
+    reduce_one = Ring.all_reduce_
+
+    def counted(self, array, op="sum", **options):
+        calls.append(array.nbytes)
+        return reduce_one(self, array, op, **options)
+
+    monkeypatch.setattr(Ring, "all_reduce_", counted)
+    sent = []
+    for accumulate in (1, 4):
+        calls.clear()
+        train(2, job(dataset(), 3, accumulate=accumulate), Classifier(random.key(0)))
+        sent.append(sorted(calls))
+    assert sent[0] == sent[1] != []
+
+
+@pytest.mark.parametrize("rows", [50, 17])
+def test_parts_have_the_same_batch_norm_on_any_number_of_workers(rows):
+    def loss(model, images, labels):
+        return tl.mean(nn.softmax_cross_entropy(model(images, training=True), labels)), model
+
+    the_job = job(dataset(rows, dtype=np.float64), 8, loss=loss, accumulate=3)
+    model = Classifier(random.key(0), dtype=tl.float64, across_workers=True)
+    alone = train(1, the_job, model)[0]
+    assert np.isfinite(alone.losses).all()
+    for num_workers in (2, 3):
+        together = train(num_workers, the_job, model)[0]
+        np.testing.assert_allclose(together.losses, alone.losses, rtol=1e-9)
+        for a, b in zip(leaves(together), leaves(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 def test_a_loss_that_communicates():
     def loss(model, images, labels):
         # The mean of the logits over all workers: part of the loss of each.
