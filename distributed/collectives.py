@@ -28,33 +28,37 @@ from tensorlite import collective
 
 from .agreement import Leaf, leaf_of
 from .errors import DistributedError
-from .reduction import Array, check_dtype, reduction
+from .reduction import Array, check_dtype, reduction, wire_dtype
 from .worker import Worker, current_worker
 
 
-def all_reduce(tree: Any, op: str = "sum") -> Any:
+def all_reduce(tree: Any, op: str = "sum", wire: str | None = None) -> Any:
     """Reduce every leaf over all workers; all of them get the same bits.
 
     Args:
         tree: any pytree; the same structure, shapes and dtypes on every worker.
         op: "sum", "mean" (float and complex leaves only), "max" or "min". For bool leaves max is
             "or" and min is "and".
+        wire: "float16" or "bfloat16": what the leaves, all float32, are rounded to where they
+            travel over a connection. They are added in float32. Workers that share memory exchange
+            float32, and what is packed to no more than 32 KiB travels as it is.
 
     Returns:
         A tree like `tree`. Integer sums wrap around; sums of float16 and bfloat16 are computed in
         float32.
 
     Raises:
-        TypeError: a leaf's dtype does not go with `op`.
+        ValueError: there is no such op or wire.
+        TypeError: a leaf's dtype does not go with `op` or `wire`.
         MismatchError, PeerError, DeadlineError: see the top of this file.
     """
     if _is_traced(tree):
-        return _traced(tree, "all_reduce", lambda x: collective.all_reduce(x, op), op)
-    packed = _Packed(tree, "all_reduce", op)
+        return _traced(tree, "all_reduce", lambda x: collective.all_reduce(x, op, wire), op, wire)
+    packed = _Packed(tree, "all_reduce", op, wire)
     for group in packed.groups():
         flat = packed.pack(group)
         with packed.span(flat.nbytes, op=op):
-            _wait_for(lambda ring, x=flat: ring.all_reduce_(x, op, leaves=packed.leaves))
+            _wait_for(lambda ring, x=flat: ring.all_reduce_(x, op, wire=wire, leaves=packed.leaves))
         for index, part in zip(group, packed.split(group, flat), strict=True):
             packed.results[index] = part.reshape(packed.arrays[index].shape)
     return packed.tree()
@@ -179,7 +183,11 @@ def _is_traced(tree: Any) -> bool:
 
 
 def _traced(
-    tree: Any, caller: str, function: Callable[[tl.Tensor], tl.Tensor], op: str | None = None
+    tree: Any,
+    caller: str,
+    function: Callable[[tl.Tensor], tl.Tensor],
+    op: str | None = None,
+    wire: str | None = None,
 ) -> Any:
     """`function` of each leaf, once it is clear that there is a world for it."""
     worker = current_worker()
@@ -189,12 +197,19 @@ def _traced(
             "other workers; leave shards out to communicate within the loss"
         )
     for leaf, name in zip(tl.tree.leaves(tree), tl.tree.paths(tree), strict=True):
-        where = f"{caller}: leaf {name!r}" if name else caller
-        if op is None:
-            check_dtype(tl.asarray(leaf).dtype, where)
-        else:
-            reduction(op, tl.asarray(leaf).dtype, where)
+        _check_leaf(tl.asarray(leaf).dtype, name, caller, op, wire)
     return tl.tree.map(lambda leaf: function(tl.asarray(leaf)), tree)
+
+
+def _check_leaf(
+    dtype: np.dtype[Any], name: str, caller: str, op: str | None, wire: str | None
+) -> None:
+    where = f"{caller}: leaf {name!r}" if name else caller
+    if op is None:
+        check_dtype(dtype, where)
+    else:
+        reduction(op, dtype, where)
+    wire_dtype(wire, dtype, where)
 
 
 def _joined(x: tl.Tensor) -> tl.Tensor:
@@ -207,7 +222,7 @@ def _joined(x: tl.Tensor) -> tl.Tensor:
 class _Packed:
     """A tree taken apart: NumPy arrays in, results in the same order out."""
 
-    def __init__(self, tree: Any, caller: str, op: str | None = None):
+    def __init__(self, tree: Any, caller: str, op: str | None = None, wire: str | None = None):
         self.worker: Worker = current_worker()
         self._caller = caller
         leaves, self._treedef = tl.tree.flatten(tree)
@@ -221,11 +236,7 @@ class _Packed:
             leaf_of(a, name) for a, name in zip(self.arrays, names, strict=True)
         ]
         for array, name in zip(self.arrays, names, strict=True):
-            where = f"{caller}: leaf {name!r}" if name else caller
-            if op is None:
-                check_dtype(array.dtype, where)
-            else:
-                reduction(op, array.dtype, where)
+            _check_leaf(array.dtype, name, caller, op, wire)
         if not leaves:
             # Nothing to send, but a worker that does bring leaves must be noticed.
             self.worker.ring.barrier()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import tensorlite as tl
-from tensorlite import communication, optim
+from tensorlite import collective, communication, optim
 from tensorlite.data import ArrayDataset
 
 from . import cluster
@@ -89,6 +89,17 @@ class Trainer:
             least 256 KiB), the first one with 1 MiB, and any with `bucket_bytes`. Smaller ones hide
             more but pay the latency of the network more often. None sends all at once, when the
             last gradient is ready. Without effect with `shards`.
+        compression: "float16" or "bfloat16": float32 gradients travel between hosts in 16 bits,
+            which halves what is sent. They are added in float32, and all workers still get the same
+            bits; the loss, buffers and gradients of other dtypes are not rounded, nor is what
+            workers of one host exchange. float16 keeps 11 significant bits, but makes what exceeds
+            65,504 infinite and loses what is below 6e-8; bfloat16 keeps 8 bits and the range of
+            float32. The result then depends a little on the number of workers. Not with `shards`.
+        accumulate: in how many parts each batch is computed, one after the other, which takes less
+            memory. The parts are as equal as can be; their gradients are added before they are
+            sent and the parameters updated, so that the result does not change, up to rounding,
+            but that batch norm takes its statistics over a part. Not with `shards`, which are
+            computed one after the other anyway.
         seed: of the order of rows, the augmentation and the loss's keys.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second, communication and hidden_communication.
@@ -112,6 +123,8 @@ class Trainer:
         drop_last: bool = False,
         shards: int | None = None,
         bucket_bytes: int | None = communication.BUCKET_BYTES,
+        compression: str | None = None,
+        accumulate: int = 1,
         seed: int = 0,
         progress: bool | Watcher = True,
         spark: Any = None,
@@ -142,6 +155,11 @@ class Trainer:
             _check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
             _check_shards(shards, max(num_workers, 1))
+        if compression is not None:
+            _check_compression(compression, shards)
+        _check_count("accumulate", accumulate, 1)
+        if accumulate > 1:
+            _check_accumulate(accumulate, shards, batch_size, max(num_workers, 1))
         if num_workers > batch_size:
             raise ValueError(
                 f"Trainer: batch_size={batch_size} rows cannot be shared by {num_workers} workers"
@@ -158,6 +176,8 @@ class Trainer:
         self.drop_last = drop_last
         self.shards = shards
         self.bucket_bytes = bucket_bytes
+        self.compression = compression
+        self.accumulate = accumulate
         self.seed = seed
         self.progress = progress
         self.spark = spark
@@ -218,6 +238,8 @@ class Trainer:
             drop_last=self.drop_last,
             shards=self.shards,
             bucket_bytes=self.bucket_bytes,
+            compression=self.compression,
+            accumulate=self.accumulate,
         )
         if epochs is not None:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
@@ -325,6 +347,32 @@ def _check_shards(shards: Any, workers: int) -> None:
         raise ValueError(
             f"Trainer: shards={shards} and {workers} workers must be powers of two, and there must "
             "be at least one shard for each worker"
+        )
+
+
+def _check_compression(compression: Any, shards: int | None) -> None:
+    if compression not in collective.WIRES:
+        raise ValueError(
+            f"Trainer: compression must be None or one of {', '.join(collective.WIRES)}, got "
+            f"{compression!r}"
+        )
+    if shards is not None:
+        raise ValueError(
+            f"Trainer: compression={compression!r} rounds what workers send each other, and "
+            f"shards={shards} is for bits that do not depend on their number; leave one of them out"
+        )
+
+
+def _check_accumulate(accumulate: int, shards: int | None, batch_size: int, workers: int) -> None:
+    if shards is not None:
+        raise ValueError(
+            f"Trainer: shards={shards} are computed one after the other already; leave "
+            f"accumulate={accumulate} out, or choose more shards"
+        )
+    if batch_size < accumulate * workers:
+        raise ValueError(
+            f"Trainer: batch_size={batch_size} rows cannot be cut into accumulate={accumulate} "
+            f"parts with a row for each of {workers} workers"
         )
 
 

@@ -49,6 +49,8 @@ class Job:
     drop_last: bool
     shards: int | None = None
     bucket_bytes: int | None = communication.BUCKET_BYTES
+    compression: str | None = None
+    accumulate: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,7 +102,7 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
     shapes_seen: set[int] = set()
     for epoch, batch in _batches(job, start=step):
         began, before = time.perf_counter(), communication.spent()
-        shares = Share.all_of(worker, batch, job.shards)
+        shares = Share.all_of(worker, batch, job)
         arrays = [functions.input(epoch, share.rows) for share in shares]
         fed = time.perf_counter()
         state, loss = functions.step(state, step, shares, arrays)
@@ -158,14 +160,21 @@ class Share:
     weight: float
 
     @classmethod
-    def all_of(cls, worker: Worker, batch: np.ndarray, shards: int | None) -> list[Share]:
-        """This worker's shards of the batch, in order: one, unless the job has a number of shards.
+    def all_of(cls, worker: Worker, batch: np.ndarray, job: Job) -> list[Share]:
+        """This worker's shards of the batch, in order: one, unless the job has a number of shards
+        or accumulates.
 
-        The batch is cut into as many parts of consecutive rows as there are shards; their sizes
-        differ by at most one.
+        The batch is cut into shards of consecutive rows; their sizes differ by at most one.
         """
-        count = shards or worker.size
-        mine = range(worker.rank * count // worker.size, (worker.rank + 1) * count // worker.size)
+        if job.shards is not None:
+            count = job.shards
+            each = count // worker.size  # both are powers of two
+            mine = range(worker.rank * each, (worker.rank + 1) * each)
+        else:
+            # What the workers compute at a time are neighbours: together they are a part of the
+            # batch, with a row at least, that does not depend on the number of workers.
+            count = worker.size * min(job.accumulate, len(batch))
+            mine = range(worker.rank, count, worker.size)
         return [cls._shard(batch, number, count) for number in mine]
 
     @classmethod
@@ -190,7 +199,9 @@ class _Functions:
         self._augment = tl.jit(self._augmented)
         self._whole_step = tl.jit(self._stepped, donate_argnums=0)
         # With shards, what each of them needs is a program of its own, so that its bits are the
-        # same however many of them a worker has.
+        # same however many of them a worker has. To accumulate, the last part alone is in the
+        # whole step: a program of all parts would start to send the first gradients once it has
+        # them of all parts, and hold what the others need of all parts until then.
         self._gradients = tl.jit(self._weighted_gradients)
         self._add = tl.jit(lambda a, b: tl.tree.map(tl.add, a, b))
         self._fold = tl.jit(lambda stacked: tl.tree.map(_pairwise_sum, stacked))
@@ -221,7 +232,12 @@ class _Functions:
         ]
         if self._job.shards is None:
             with communication.bucketing(self._job.bucket_bytes):
-                return self._whole_step(state, *inputs[0])
+                *earlier, last = inputs
+                carried = None
+                for of_share in earlier:
+                    partial, _ = self._gradients(state["model"], *of_share)
+                    carried = partial if carried is None else self._add(carried, partial)
+                return self._whole_step(state, carried, *last)
         with communication.entered(None):  # a shard is computed without the other workers
             partials = [self._gradients(state["model"], *of_share) for of_share in inputs]
         counters = partials[0][1]
@@ -240,13 +256,25 @@ class _Functions:
     def _stepped(
         self,
         state: dict[str, Any],
+        carried: dict[str, Any] | None,
         key: tl.Tensor | None,
         weight: tl.Tensor,
         arrays: list[tl.Tensor],
     ) -> tuple[dict[str, Any], tl.Tensor]:
         partial, counters = self._weighted_gradients(state["model"], key, weight, arrays)
-        total = all_reduce(partial, op="sum")
+        if carried is not None:
+            partial = tl.tree.map(tl.add, carried, partial)
+        total = {
+            "loss": all_reduce(partial["loss"]),
+            "gradients": [self._summed(gradient) for gradient in partial["gradients"]],
+            "buffers": all_reduce(partial["buffers"]),
+        }
         return self._updated(state, total, counters), total["loss"]
+
+    def _summed(self, gradient: tl.Tensor) -> tl.Tensor:
+        """The gradient over all workers; only float32 is sent in fewer bits."""
+        is_single = gradient.dtype == np.float32
+        return all_reduce(gradient, wire=self._job.compression if is_single else None)
 
     def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
         augment = self._job.augment

@@ -39,9 +39,15 @@ class Communicator(Protocol):
     size: int
 
     def all_reduce_(
-        self, array: np.ndarray, op: str = "sum", *, leaves: Sequence[Leaf] = ()
+        self,
+        array: np.ndarray,
+        op: str = "sum",
+        *,
+        wire: str | None = None,
+        leaves: Sequence[Leaf] = (),
     ) -> np.ndarray:
-        """Replace `array` by its reduction over all ranks."""
+        """Replace `array` by its reduction over all ranks. Where float32 travels, it may be rounded
+        to `wire`, "float16" or "bfloat16"; all ranks get the same bits."""
 
     def reduce_scatter_(
         self, array: np.ndarray, op: str = "sum", *, leaves: Sequence[Leaf] = ()
@@ -59,7 +65,12 @@ class Alone:
     rank, size = 0, 1
 
     def all_reduce_(
-        self, array: np.ndarray, op: str = "sum", *, leaves: Sequence[Leaf] = ()
+        self,
+        array: np.ndarray,
+        op: str = "sum",
+        *,
+        wire: str | None = None,
+        leaves: Sequence[Leaf] = (),
     ) -> np.ndarray:
         return array
 

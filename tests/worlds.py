@@ -17,9 +17,13 @@ class Mirror:
         self.size = size
         self.seconds = seconds  # that a reduction takes
         self.calls: list[Any] = []  # the leaves of each reduction
+        self.wires: list[str | None] = []  # the wire of each
         self.fail_at: int | None = None  # the number of the reduction that fails
 
-    def all_reduce_(self, array: np.ndarray, op: str = "sum", *, leaves: Any = ()) -> np.ndarray:
+    def all_reduce_(
+        self, array: np.ndarray, op: str = "sum", *, wire: str | None = None, leaves: Any = ()
+    ) -> np.ndarray:
+        self.wires.append(wire)
         self.calls.append(list(leaves))
         time.sleep(self.seconds)
         if self.fail_at == len(self.calls):

@@ -45,12 +45,14 @@ class Bucket(NamedTuple):
     Attributes:
         number: its place among all that communicates.
         size: the number of ranks.
+        wire: the dtype to which float32 is rounded where it travels; None: not rounded.
         offsets: of the tensors, in bytes, multiples of `ALIGNMENT`.
     """
 
     number: int
     op: str
     size: int
+    wire: str | None
     avals: tuple[Aval, ...]
     offsets: tuple[int, ...]
     nbytes: int
@@ -72,7 +74,8 @@ class Bucket(NamedTuple):
         return [flat[a // item : b // item] for a, b in starts if a < b]
 
     def __str__(self) -> str:
-        return f"{self.op} of {len(self.avals)} tensors, {self.nbytes:,} bytes"
+        rounded = f" as {self.wire}" if self.wire else ""
+        return f"{self.op} of {len(self.avals)} tensors, {self.nbytes:,} bytes{rounded}"
 
 
 # Until they are arranged, these two have one more result, a token, and but for the first one more
@@ -95,7 +98,7 @@ def run_bucket(*xs: np.ndarray, bucket: Bucket) -> tuple[np.ndarray, ...]:
     exchange(
         "all_reduce",
         bucket.size,
-        lambda c: c.all_reduce_(flat, bucket.op, leaves=bucket.leaves),
+        lambda c: c.all_reduce_(flat, bucket.op, wire=bucket.wire, leaves=bucket.leaves),
     )
     return tuple(parts)
 
@@ -145,9 +148,8 @@ def _together(number: int, group: list[Equation]) -> Equation:
     avals = tuple(eqn.outputs[0].aval for eqn in group)
     ends = list(itertools.accumulate((_aligned(a.nbytes) for a in avals), initial=0))
     nbytes = ends[-2] + avals[-1].nbytes
-    bucket = Bucket(
-        number, first.params["op"], first.params["size"], avals, tuple(ends[:-1]), nbytes
-    )
+    op, size, wire = (first.params[name] for name in ("op", "size", "wire"))
+    bucket = Bucket(number, op, size, wire, avals, tuple(ends[:-1]), nbytes)
     inputs = tuple(eqn.inputs[0] for eqn in group)
     outputs = tuple(eqn.outputs[0] for eqn in group)
     return Equation(bucket_p, inputs, {"bucket": bucket}, outputs, group[-1].source)

@@ -27,27 +27,28 @@ from .creation import asarray, cast
 from .shape import moveaxis, reshape
 
 OPS = ("sum", "mean", "max", "min")
+WIRES = ("float16", "bfloat16")
 
 
-def all_reduce(x: Any, op: str = "sum") -> Tensor:
+def all_reduce(x: Any, op: str = "sum", wire: str | None = None) -> Tensor:
     """The reduction of `x` over all ranks, on all of them.
 
     Args:
         op: "sum", "mean", "max" or "min". Equal extrema share the gradient.
+        wire: "float16" or "bfloat16": what a float32 `x` may be rounded to where it travels. Its
+            cotangent travels as it is.
 
     Returns:
         the shape and dtype of `x`.
 
     Raises:
-        ValueError: there is no such op.
+        ValueError: there is no such op or wire.
         TypeError: it makes no sense for the dtype.
     """
-    x = asarray(x)
-    _check("all_reduce", op, x.dtype)
-    size, bucket_bytes = world()
-    if size == 1:
-        return x
-    return bind(all_reduce_p, x, op=op, size=size, bucket_bytes=bucket_bytes)
+    x, (size, bucket_bytes) = asarray(x), world()
+    params = {"op": op, "size": size, "bucket_bytes": bucket_bytes, "wire": wire}
+    all_reduce_p.abstract(x.aval, **params)
+    return x if size == 1 else bind(all_reduce_p, x, **params)
 
 
 def all_gather(x: Any) -> Tensor:
@@ -110,31 +111,51 @@ def _check(name: str, op: str, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"{name}: there is no {op} of {dtype}; convert with astype first")
 
 
+def _check_wire(wire: str, dtype: np.dtype[Any]) -> None:
+    if wire not in WIRES:
+        raise ValueError(
+            f"all_reduce: wire must be None or one of {', '.join(WIRES)}, got {wire!r}"
+        )
+    if dtype != np.float32:
+        raise TypeError(
+            f"all_reduce: wire={wire!r} is for float32 tensors, not {dtype}; leave it out, or "
+            "convert with astype first"
+        )
+
+
 # ---- all_reduce ----------------------------------------------------------------------------------
 
 all_reduce_p = Primitive("all_reduce")
 
 
 @all_reduce_p.shape
-def _(x: Aval, *, op: str, size: int, bucket_bytes: int | None) -> Aval:
+def _(x: Aval, *, op: str, size: int, bucket_bytes: int | None, wire: str | None) -> Aval:
     # `bucket_bytes` is for the compiler, which packs several of these into one.
     _check("all_reduce", op, x.dtype)
+    if wire is not None:
+        _check_wire(wire, x.dtype)
     return x
 
 
 @all_reduce_p.numpy
-def _(x: np.ndarray, *, op: str, size: int, bucket_bytes: int | None) -> np.ndarray:
-    return exchange("all_reduce", size, lambda c: c.all_reduce_(np.array(x, order="C"), op))
+def _(
+    x: np.ndarray, *, op: str, size: int, bucket_bytes: int | None, wire: str | None
+) -> np.ndarray:
+    own = np.array(x, order="C")
+    return exchange("all_reduce", size, lambda c: c.all_reduce_(own, op, wire=wire))
 
 
 @all_reduce_p.vjp
-def _(y: Tensor, x: Tensor, *, op: str, size: int, bucket_bytes: int | None) -> Any:
+def _(
+    y: Tensor, x: Tensor, *, op: str, size: int, bucket_bytes: int | None, wire: str | None
+) -> Any:
     def reduced(g: Tensor, by: str = op) -> Tensor:
-        return bind(all_reduce_p, g, op=by, size=size, bucket_bytes=bucket_bytes)
+        return bind(all_reduce_p, g, op=by, size=size, bucket_bytes=bucket_bytes, wire=None)
 
     if op in ("sum", "mean"):
         return reduced
-    return _to_extrema(x, y, lambda g: reduced(g, "sum"), lambda hits: reduced(hits, "sum"))
+    extrema = y if wire is None else reduced(x)  # what was rounded may equal none of them
+    return _to_extrema(x, extrema, lambda g: reduced(g, "sum"), lambda hits: reduced(hits, "sum"))
 
 
 @all_reduce_p.batch

@@ -208,7 +208,7 @@ def _(
         g, unit = wide(zeros_like(y) if cts[0] is None else cts[0]), wide(y)
         of_mean, of_variance = (zeros_like(centre) if ct is None else ct for ct in cts[1:3])
         sums = [total(g, axis=axes), total(g * unit, axis=axes), of_mean, of_variance]
-        everywhere = bind(all_reduce_p, stack(sums), op="sum", **options) * share
+        everywhere = bind(all_reduce_p, stack(sums), op="sum", wire=None, **options) * share
         along, across, moved, spread = (restore_axes(v, axes) for v in unstack(everywhere))
         deviation = wide(x) - restore_axes(centre, axes)
         own = inverse * (g - along - unit * across) + moved + 2 * spread * deviation

@@ -97,10 +97,13 @@ def test_each_kind_has_buckets_of_its_own() -> None:
             collective.all_reduce(y, "sum"),
             collective.all_reduce(x, "max"),
             collective.all_reduce(x * 2, "sum"),
+            collective.all_reduce(x[1:], wire="float16"),
         ]
 
-    found = buckets(graph_of(f, np.ones(3, np.float32), np.ones(4)))
-    assert sorted(found) == [[(3,)], [(3,), (3,)], [(4,)]]
+    graph = graph_of(f, np.ones(3, np.float32), np.ones(4))
+    assert sorted(buckets(graph)) == [[(2,)], [(3,)], [(3,), (3,)], [(4,)]]
+    made = [e.params["bucket"] for e in bucketed(graph).equations if e.prim is bucket_p]
+    assert {b.avals[0].shape: b.wire for b in made} == {(2,): "float16", (3,): None, (4,): None}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 64])

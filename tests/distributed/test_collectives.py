@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tensorlite as tl
 import tensorlite.distributed as dist
+from tensorlite.distributed.reduction import WIRES
 from tensorlite.distributed.ring import Ring
 
 
@@ -69,6 +70,27 @@ def test_sum_and_mean_of_tensors():
 def test_the_default_is_the_sum_and_bare_leaves_are_trees():
     got = dist.run_local(lambda w: dist.all_reduce(np.float32(w.rank + 1)), num_workers=2)
     assert_trees_equal(got[0], np.float32(3))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("wire", ["float16", "bfloat16"])
+def test_halves_on_the_wire(wire, jitted):
+    inputs = np.random.default_rng(0).normal(size=(3, 20_000)).astype(np.float32)
+
+    def main(worker):
+        tree = {"large": inputs[worker.rank], "small": tl.ones(2)}
+        reduce = lambda tree: dist.all_reduce(tree, "mean", wire)  # noqa: E731
+        return to_numpy((tl.jit(reduce) if jitted else reduce)(tree))
+
+    first, *others = dist.run_local(main, num_workers=3, shared_memory=False)
+    for other in others:
+        assert other["large"].tobytes() == first["large"].tobytes()
+    half = WIRES[wire]
+    np.testing.assert_array_equal(first["large"].astype(half).astype(np.float32), first["large"])
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[wire]
+    error = np.abs(first["large"] - inputs.astype(np.float64).mean(0))
+    assert np.all(error <= 3.1 * unit * np.abs(inputs).mean(0))
+    np.testing.assert_array_equal(first["small"], np.ones(2))
 
 
 @pytest.mark.parametrize("root", [0, 2])
@@ -159,6 +181,16 @@ def test_inputs_are_left_alone():
         ),
         (lambda: dist.all_reduce(np.ones(2), op="prod"), ValueError, "no op 'prod'; choose one of"),
         (
+            lambda: dist.all_reduce(np.ones(2, np.float32), wire="int8"),
+            ValueError,
+            "all_reduce: wire must be None or one of float16, bfloat16, got 'int8'",
+        ),
+        (
+            lambda: dist.all_reduce({"a": np.ones(2, np.float32), "b": np.ones(2)}, wire="float16"),
+            TypeError,
+            "leaf 'b': wire='float16' is for float32 arrays, not float64",
+        ),
+        (
             lambda: dist.all_gather({"name": np.array("text")}),
             TypeError,
             "all_gather: leaf 'name': cannot send arrays of dtype <U4",
@@ -224,6 +256,7 @@ def test_inside_a_jitted_function(size):
     [
         (lambda x: dist.all_reduce(x, op="no"), ValueError, "there is no op 'no'"),
         (lambda x: dist.all_reduce({"n": x > 0}), TypeError, "leaf 'n'.*the sum of bool"),
+        (lambda x: dist.all_reduce({"n": x}, wire="bfloat16"), TypeError, "leaf 'n'.*not float64"),
         (lambda x: dist.reduce_scatter(x), ValueError, "2 equal parts"),
         (lambda x: dist.broadcast(x, root=2), ValueError, "no rank 2 to be root"),
         (lambda x: dist.all_gather(x[0], tiled=True), ValueError, "no axis to join along"),

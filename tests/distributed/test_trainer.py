@@ -68,6 +68,12 @@ def test_in_this_process():
     assert result.summary["hidden_communication"] == 0  # there is none at all
 
 
+def test_accumulation_does_not_change_the_result():
+    whole = trainer().fit(make_model(), dataset(), steps=8)
+    parts = trainer(accumulate=5).fit(make_model(), dataset(), steps=8)
+    np.testing.assert_allclose(parts.history["loss"], whole.history["loss"], rtol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_bits():
     first = trainer(seed=3).fit(make_model(), dataset(), steps=7)
     again = trainer(seed=3).fit(make_model(), dataset(), steps=7)
@@ -122,6 +128,19 @@ def test_progress_function_gets_records():
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0, got -1"),
         ({"num_workers": 13}, "batch_size=12 rows cannot be shared by 13 workers"),
         ({"bucket_bytes": 0}, "bucket_bytes must be a whole number of at least 1, got 0"),
+        (
+            {"compression": "int8"},
+            "compression must be None or one of float16, bfloat16, got 'int8'",
+        ),
+        ({"compression": True}, "compression must be None or one of float16, bfloat16, got True"),
+        ({"compression": "float16", "shards": 2}, "compression='float16' rounds .*shards=2"),
+        ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
+        ({"accumulate": 13}, "batch_size=12 rows cannot be cut into accumulate=13 parts .* 1 work"),
+        ({"accumulate": 5, "num_workers": 3}, "accumulate=5 parts .* each of 3 workers"),
+        (
+            {"accumulate": 2, "shards": 2},
+            "shards=2 are computed one after the other .*accumulate=2",
+        ),
         ({"shards": 3}, "shards=3 and 1 workers must be powers of two"),
         ({"shards": 2, "num_workers": 4}, "shards=2 and 4 workers"),
         ({"augment": 3}, "augment is a function, got int"),

@@ -12,6 +12,7 @@ from examples.cifar10 import loss_fn as tutorial_loss
 from tensorlite import nn, optim, random
 from tensorlite.data import ArrayDataset
 from tensorlite.distributed import training
+from tensorlite.distributed.ring import Ring
 
 
 class Classifier(nn.Module):
@@ -60,10 +61,12 @@ def silent(record, last=False):
     pass
 
 
-def train(num_workers, the_job, model):
-    """What each of `num_workers` workers ends with."""
+def train(num_workers, the_job, model, **options):
+    """What each of `num_workers` workers ends with; `options` are those of `run_local`."""
     return dist.run_local(
-        lambda worker: training.train(worker, the_job, model, silent), num_workers=num_workers
+        lambda worker: training.train(worker, the_job, model, silent),
+        num_workers=num_workers,
+        **options,
     )
 
 
@@ -204,6 +207,131 @@ def test_the_size_of_buckets_does_not_change_the_result(bucket_bytes):
     expected = train(3, job(data, 7), model)[0].losses
     found = train(3, job(data, 7, bucket_bytes=bucket_bytes), model)[0].losses
     np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("wire", "rtol"), [("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_compressed_gradients(wire, rtol):
+    def loss(model, inputs, labels):
+        return tl.mean(nn.softmax_cross_entropy(tl.tanh(inputs @ model["w"]) @ model["v"], labels))
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 48)
+    data = ArrayDataset((rng.normal(size=(48, 40)) + labels[:, None]).astype(np.float32), labels)
+    # 80 KiB: large enough not to travel as it is.
+    weights = {"w": rng.normal(size=(40, 512)) / 20, "v": rng.normal(size=(512, 3)) / 20}
+    model = tl.tree.map(lambda x: tl.asarray(x.astype(np.float32)), weights)
+
+    def ends(steps, compression):
+        options = {"loss": loss, "optimizer": optim.sgd(0.1), "compression": compression}
+        return train(2, job(data, steps, **options), model, shared_memory=False)
+
+    (exact, _), (first, second) = ends(1, None), ends(1, wire)
+    assert first.losses == exact.losses, "the loss travels unrounded"
+    before = np.asarray(model["w"])
+    moves = [np.asarray(end.state["model"]["w"]) - before for end in (exact, first, second)]
+    assert moves[1].tobytes() == moves[2].tobytes()
+    assert moves[1].tobytes() != moves[0].tobytes()
+    np.testing.assert_allclose(moves[1], moves[0], rtol=3 * rtol, atol=rtol * abs(moves[0]).max())
+
+    first, second = ends(20, wire)
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert first.losses[-1] < 0.7 * first.losses[0]
+    np.testing.assert_allclose(first.losses, ends(20, None)[0].losses, rtol=10 * rtol)
+
+
+def test_only_gradients_of_float32_are_compressed(monkeypatch):
+    def loss(model, inputs, labels):
+        new = model.norm(inputs @ model.single, training=True)
+        double = tl.mean(model.double * tl.astype(inputs, tl.float64))
+        return tl.mean(new) + tl.astype(double, tl.float32), model
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            self.single = tl.ones((3, 2))
+            self.double = tl.ones(3, dtype=tl.float64)
+            self.norm = nn.BatchNorm(2)
+
+    rng = np.random.default_rng(0)
+    data = ArrayDataset(rng.normal(size=(16, 3)).astype(np.float32), np.zeros(16, np.int64))
+    sent = set()
+    reduce_one = Ring.all_reduce_
+
+    def noted(self, array, op="sum", *, wire=None, leaves=()):
+        sent.update((wire, dtype, shape) for _, dtype, shape in leaves)
+        return reduce_one(self, array, op, wire=wire, leaves=leaves)
+
+    monkeypatch.setattr(Ring, "all_reduce_", noted)
+    train(2, job(data, 1, loss=loss, compression="float16"), Mixed())
+    assert {x for x in sent if x[0]} == {
+        ("float16", "float32", (3, 2)),  # single
+        ("float16", "float32", (2,)),  # scale and offset
+    }
+    assert {x for x in sent if not x[0]} == {
+        (None, "float64", (3,)),  # double
+        (None, "float32", (2,)),  # running mean and variance
+        (None, "float32", ()),  # the loss
+    }
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 5])
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_accumulation_does_not_change_the_result(num_workers, accumulate):
+    seen = set()
+
+    def loss(model, images, labels, key):
+        seen.add(len(images))
+        features = nn.dropout(images, 0.3, key)
+        return tl.mean(nn.softmax_cross_entropy(model(features), labels))
+
+    def augment(key, images):
+        return images + random.normal(key, images.shape, dtype=images.dtype)
+
+    # The last of four batches has two rows: fewer than there are parts.
+    options = {"loss": loss, "augment": augment, "ema": 0.9}
+    data, model = dataset(dtype=np.float64), Classifier(random.key(0), dtype=tl.float64)
+    whole = train(1, job(data, 9, **options), model)[0]
+    seen.clear()
+    parts = train(num_workers, job(data, 9, accumulate=accumulate, **options), model)
+    assert max(seen) == -(-16 // (num_workers * accumulate))
+    np.testing.assert_allclose(parts[0].losses, whole.losses, rtol=1e-10)
+    for a, b in zip(leaves(parts[0]), leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-11)
+    for a, b in zip(leaves(parts[0]), leaves(parts[-1]), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_gradients_are_sent_once_however_many_parts_they_come_from(monkeypatch):
+    calls = []
+    reduce_one = Ring.all_reduce_
+
+    def counted(self, array, op="sum", **options):
+        calls.append(array.nbytes)
+        return reduce_one(self, array, op, **options)
+
+    monkeypatch.setattr(Ring, "all_reduce_", counted)
+    sent = []
+    for accumulate in (1, 4):
+        calls.clear()
+        train(2, job(dataset(), 3, accumulate=accumulate), Classifier(random.key(0)))
+        sent.append(sorted(calls))
+    assert sent[0] == sent[1] != []
+
+
+@pytest.mark.parametrize("rows", [50, 17])
+def test_parts_have_the_same_batch_norm_on_any_number_of_workers(rows):
+    def loss(model, images, labels):
+        return tl.mean(nn.softmax_cross_entropy(model(images, training=True), labels)), model
+
+    the_job = job(dataset(rows, dtype=np.float64), 8, loss=loss, accumulate=3)
+    model = Classifier(random.key(0), dtype=tl.float64, across_workers=True)
+    alone = train(1, the_job, model)[0]
+    assert np.isfinite(alone.losses).all()
+    for num_workers in (2, 3):
+        together = train(num_workers, the_job, model)[0]
+        np.testing.assert_allclose(together.losses, alone.losses, rtol=1e-9)
+        for a, b in zip(leaves(together), leaves(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_a_loss_that_communicates():

@@ -14,7 +14,7 @@ from tests.ops.sampling import Sample, rngs, samples, shapes
 def all_reduce(draw: Any, name: str) -> Sample:
     op = draw(st.sampled_from(["sum", "mean", "max", "min"]))
     x = draw(rngs()).normal(size=draw(shapes()))
-    return Sample((x,), {"op": op, "size": 1, "bucket_bytes": None})
+    return Sample((x,), {"op": op, "size": 1, "bucket_bytes": None, "wire": None})
 
 
 @samples("all_gather")

@@ -105,6 +105,19 @@ def test_equal_extrema_share_the_gradient() -> None:
     np.testing.assert_array_equal(np.asarray(gradient), np.ones(3))  # a quarter of four ranks' 1
 
 
+def test_the_gradient_of_rounded_extrema_goes_to_the_exact_ones() -> None:
+    inputs = np.random.default_rng(0).normal(size=(2, 20_000)).astype(np.float32)
+
+    def main(worker: Any) -> np.ndarray:
+        def f(x: Tensor) -> Tensor:
+            return tl.sum(collective.all_reduce(x, "max", "bfloat16"))
+
+        return np.asarray(tl.grad(f)(inputs[worker.rank]))
+
+    gradients = dist.run_local(main, num_workers=2, shared_memory=False)
+    np.testing.assert_array_equal(np.stack(gradients), 2.0 * (inputs == inputs.max(0)))
+
+
 def test_a_world_of_one_binds_nothing() -> None:
     def f(x: Tensor) -> Any:
         return collective.all_reduce(x), collective.all_gather(x), collective.reduce_scatter(x)
@@ -126,12 +139,46 @@ def test_a_jitted_function_is_traced_anew_in_another_world() -> None:
     assert f.cache_info().traces == 3
 
 
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_wire_is_part_of_the_equation_and_the_cotangent_travels_unrounded(jitted: bool) -> None:
+    def f(x: Tensor) -> Any:
+        return tl.sum(collective.all_reduce(x, wire="bfloat16"))
+
+    world, gradient = Mirror(2), tl.value_and_grad(f)
+    with communication.entered(world):
+        (tl.jit(gradient) if jitted else gradient)(tl.ones(3))
+    assert world.wires == ["bfloat16", None]
+
+
+def test_a_jitted_function_has_a_program_for_each_wire() -> None:
+    def f(x: Tensor, wire: str | None) -> Tensor:
+        return collective.all_reduce(x, wire=wire)
+
+    world, compiled = Mirror(2), tl.jit(f, static_argnames="wire")
+    wires = [None, "float16", "bfloat16", "float16", None]
+    with communication.entered(world):
+        for wire in wires:
+            compiled(tl.ones(3), wire=wire)
+    assert world.wires == wires
+    assert compiled.cache_info().traces == 3
+
+
 @pytest.mark.parametrize(
     "call, error, words",
     [
         (lambda x: collective.all_reduce(x, "median"), ValueError, "no op 'median'; choose one of"),
         (lambda x: collective.all_reduce(x > 0), TypeError, "all_reduce: there is no sum of bool"),
         (lambda x: collective.all_reduce(tl.astype(x, tl.int32), "mean"), TypeError, "no mean of"),
+        (
+            lambda x: collective.all_reduce(x, wire="int8"),
+            ValueError,
+            "wire must be None or one of",
+        ),
+        (
+            lambda x: collective.all_reduce(tl.astype(x, tl.float64), wire="float16"),
+            TypeError,
+            "wire='float16' is for float32 tensors, not float64",
+        ),
         (
             lambda x: collective.reduce_scatter(x, "or"),
             ValueError,
@@ -155,6 +202,6 @@ def test_a_graph_of_another_world_is_refused() -> None:
 
 def test_bind_in_a_world_of_one_is_the_identity() -> None:
     x = tl.asarray(data(0, 3))
-    params = {"op": "mean", "size": 1, "bucket_bytes": None}
+    params = {"op": "mean", "size": 1, "bucket_bytes": None, "wire": None}
     result = bind(collective.all_reduce_p, x, **params)
     np.testing.assert_array_equal(result.numpy(), x.numpy())

@@ -105,11 +105,15 @@ class Exchanges:
         began = perf_counter_ns()
         details: dict[str, Any] = {"bytes": bucket.nbytes, "tensors": len(bucket.avals)}
         details |= {"op": bucket.op, "workers": bucket.size, "program": self._name}
+        if bucket.wire is not None:
+            details["wire"] = bucket.wire
         try:
             with observe.span(f"all_reduce, bucket {place + 1}", **details):
                 for gap in bucket.gaps(array):
                     gap.fill(0)
-                channel.communicator.all_reduce_(array, bucket.op, leaves=bucket.leaves)
+                channel.communicator.all_reduce_(
+                    array, bucket.op, wire=bucket.wire, leaves=bucket.leaves
+                )
         except BaseException as error:
             error.add_note(
                 f"all_reduce: in bucket {place + 1} of {len(self._buckets)} ({bucket}) of the "
