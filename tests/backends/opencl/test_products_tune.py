@@ -60,6 +60,12 @@ def test_plans_follow_what_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert products.plan(CPU, PROBLEM) == before
 
 
+def test_other_wishes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORLITE_TUNE", "2")
+    with pytest.raises(ValueError, match="TENSORLITE_TUNE is 0 or 1, got '2'"):
+        products.plan(CPU, PROBLEM)
+
+
 @pytest.mark.parametrize(
     "content",
     [

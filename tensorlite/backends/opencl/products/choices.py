@@ -49,9 +49,21 @@ def class_of(problem: Problem, contraction: Contraction) -> str:
     return f"{name} {problem.out.dtype} {size}{many}"
 
 
+def wish() -> str:
+    """What TENSORLITE_TUNE says: "0", "1", or "" if it is not set.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    text = os.environ.get("TENSORLITE_TUNE", "").strip()
+    if text not in ("", "0", "1"):
+        raise ValueError(f"TENSORLITE_TUNE is 0 or 1, got {text!r}")
+    return text
+
+
 def known(traits: Traits, problem: Problem, contraction: Contraction) -> Choice | None:
     """What has been tuned for such problems on this device."""
-    if os.environ.get("TENSORLITE_TUNE") == "0":
+    if wish() == "0":
         return None
     place = path(traits)
     if place is None:

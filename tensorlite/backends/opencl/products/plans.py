@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from .... import dtypes
 from ....compiler.launches import Plan
@@ -11,7 +10,7 @@ from ....ops.window import Window
 from ..runtime import Traits, find_all, runtime
 from . import conv, matmul, points
 from .blocks import Block, plan_blocks
-from .choices import default, known
+from .choices import default, known, wish
 from .contraction import Contraction
 from .draft import INT_MAX, Draft, Unsupported
 from .epilogue import resolve
@@ -31,7 +30,7 @@ def plan(traits: Traits, problem: Problem) -> Plan | None:
         return None
     first = contractions(problem)[0]
     choice = known(traits, problem, first)
-    if choice is None and os.environ.get("TENSORLITE_TUNE") == "1":
+    if choice is None and wish() == "1":
         choice = _tuned(traits, problem)
     return plan_with(traits, problem, choice or default(traits, first))
 
