@@ -46,7 +46,8 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
 )
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+WITHOUT_GPUS = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class WorkerError(RuntimeError):
@@ -73,12 +74,20 @@ class Worker:
         module: the module below `benchmarks` that holds the functions to build.
         threads: processors and threads that the worker may use.
         prefix: a command that runs the one behind it, such as `ip netns exec NAME`.
+        gpus: whether the framework sees the GPUs of this machine.
 
     Raises:
         WorkerError: there is no environment for the framework, or the machine has fewer processors.
     """
 
-    def __init__(self, framework: str, module: str, threads: int, prefix: Sequence[str] = ()):
+    def __init__(
+        self,
+        framework: str,
+        module: str,
+        threads: int,
+        prefix: Sequence[str] = (),
+        gpus: bool = False,
+    ):
         python = interpreter(framework)
         if python is None:
             raise WorkerError(f"no environment for {framework} below {PEERS}; make one: make peers")
@@ -96,7 +105,7 @@ class Worker:
         self._process = subprocess.Popen(
             [*prefix, python, "-m", "benchmarks.workers", module, pinned],
             cwd=ROOT,
-            env=_environment(threads),
+            env=_environment(threads, gpus),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -199,11 +208,12 @@ def warn_if_busy() -> None:
         print(f"warning: the load of this machine is {load:.1f} already; figures will be off")
 
 
-def _environment(threads: int) -> Mapping[str, str]:
+def _environment(threads: int, gpus: bool) -> Mapping[str, str]:
     """This process's environment with the number of threads in every variable that is read."""
     counts = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    hidden = {} if gpus else WITHOUT_GPUS
     # The workers of PyTorch's compiler are processes that would wait beside the one measured.
-    return {**os.environ, **QUIET, **counts, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return {**os.environ, **QUIET, **hidden, **counts, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 # ---- the worker's side ---------------------------------------------------------------------------

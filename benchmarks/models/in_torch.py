@@ -90,20 +90,25 @@ def build_step(
     threads: int = 1,
     compiled: bool = False,
     channels_last: bool = False,
+    device: str = "cpu",
+    tf32: bool = False,
 ) -> Callable[[], float]:
     """A function that takes a training step and returns the loss; see `in_tensorlite`.
 
     Args:
         compiled: forward and backward pass through `torch.compile`.
         channels_last: images and kernels with strides in the order (N, H, W, C).
+        device: where it trains: "cpu" or "cuda".
+        tf32: whether a GPU may round the operands of products to 10 bits.
     """
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     definition = MODELS[model]
     parameters, buffers, image_array, label_array = load(arrays)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def stored(array: Array) -> Any:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
         return tensor.to(memory_format=memory_format) if tensor.ndim == 4 else tensor
 
     weights = {
@@ -112,11 +117,11 @@ def build_step(
     }
     statistics = {name: stored(array) for name, array in buffers.items()}
     images = stored(image_array.transpose(0, 3, 1, 2) if image_array.ndim == 4 else image_array)
-    labels = torch.from_numpy(label_array).long()
+    labels = torch.from_numpy(label_array).long().to(device)
     optimizer = _optimizer(definition.optimizer, definition.learning_rate, weights)
 
     def loss_of(images: Any, labels: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             logits = definition.forward(Operations(weights, statistics), images)
         loss = functional.cross_entropy(logits.float(), labels)
         for name in definition.decayed:

@@ -139,6 +139,11 @@ class Pool:
         if uses[6:]:
             rest = _in_words(sum(use.size for use in uses[6:]))
             lines.append(f"  {rest} in {sum(use.blocks for use in uses[6:])} others")
+        if self._runtime.failed:
+            lines.append(
+                f"  after {self._runtime.failed} failed, which some devices do not survive: if "
+                "little is in use, start the process again"
+            )
         lines.append(
             "use smaller batches or tl.checkpoint, drop tensors that are not needed, donate "
             "(tl.jit's donate_argnums) what a step replaces, or raise TENSORLITE_MEMORY_LIMIT "

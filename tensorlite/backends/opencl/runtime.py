@@ -189,6 +189,7 @@ def find(name: str) -> Found:
         DeviceError: the driver cannot make the part, or this process was forked from one that uses
             OpenCL.
     """
+    _process.check()
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(
@@ -223,7 +224,6 @@ def _part(whole: Found, parts: int, part: int) -> Found:
                 f"there is no device {written!r}: {whole.name} has {traits.units} compute units, "
                 f"which cannot make {parts} parts"
             )
-        _process.check()
         try:
             device = device.create_sub_devices([cl.device_partition_property.EQUALLY, units])[part]
         except cl.Error as error:
@@ -279,6 +279,7 @@ class Runtime:
         self.programs = Programs(self.context, found.device, found.traits.key)
         self.pool = Pool(self, limit_of(found.name, found.device.global_mem_size, found.share))
         self.waits = os.environ.get("TENSORLITE_OPENCL_SYNC", "") not in ("", "0")
+        self.failed = ""  # what failed last
         self._recent: collections.deque[tuple[Any, str]] = collections.deque(maxlen=256)
         self._uploads: collections.deque[Any] = collections.deque()
         self._uploading = threading.Lock()
@@ -340,10 +341,15 @@ class Runtime:
         try:
             return action()
         except cl.Error as error:
-            launched = list(self._recent)
+            launched = [(_status(event), label) for event, label in self._recent]
             self._recent.clear()
-            failed = [label for event, label in launched if event.command_execution_status < 0]
-            raise self.failure(failed[0] if failed else "waiting", error) from error
+            failed = [label for status, label in launched if status is not None and status < 0]
+            # A driver whose context died of a fault may say nothing of any event.
+            unknown = list(dict.fromkeys(label for status, label in launched if status is None))
+            self.failed = failed[0] if failed else "waiting"
+            if unknown and not failed:
+                self.failed = f"one of the last launches ({', '.join(unknown[-5:])})"
+            raise self.failure(self.failed, error) from error
 
     def unmap(self, mapping: Any) -> None:
         """Give back the mapping of a buffer to the host."""
@@ -402,6 +408,14 @@ _abandoned: list[Any] = []
 
 def _is_over(event: Any) -> bool:
     return event.command_execution_status <= 0
+
+
+def _status(event: Any) -> int | None:
+    """How a launch stands, below 0 if it failed; None if the driver does not say."""
+    try:
+        return int(event.command_execution_status)
+    except cl.Error:
+        return None
 
 
 _runtimes: dict[str, Runtime] = {}

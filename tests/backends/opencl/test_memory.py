@@ -81,6 +81,8 @@ def test_what_waits_is_given_back_before_it_fails() -> None:
 
 
 def test_little_of_the_hosts_memory_waits() -> None:
+    if runtime("opencl:0").traits.kind != "cpu":
+        pytest.skip("the device has memory of its own")
     own = pool(1 << 20)
     for size in (100_000, 200_000, 300_000):
         own.allocate(size, "passing")
@@ -109,6 +111,13 @@ def test_a_device_that_is_full_below_its_limit(monkeypatch: pytest.MonkeyPatch) 
             own.allocate(10_000, "x")
     assert own.statistics().held == 0  # it was tried again without what waited
     assert own.allocate(10_000, "x").size >= 10_000
+
+
+def test_memory_that_is_gone_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = pool(1 << 20)
+    monkeypatch.setattr(runtime("opencl:0"), "failed", "matmul of step")
+    with pytest.raises(MemoryError, match="after matmul of step failed, which some devices do not"):
+        own.allocate(1 << 21, "x")
 
 
 def test_a_driver_that_refuses_for_other_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 import subprocess
@@ -60,8 +61,16 @@ def test_devices_are_listed_behind_the_cpu() -> None:
     ],
 )
 def test_nonsense_is_refused(name: str, message: str) -> None:
+    if name == "opencl:0/4096" and not makes_parts():
+        pytest.skip("the driver makes no parts, so their number has no limit")
     with pytest.raises(ValueError, match=message):
         tl.asarray([1.0], device=name)
+
+
+def makes_parts() -> bool:
+    """Whether the driver of the first device can divide it."""
+    wanted = cl.device_partition_property.EQUALLY
+    return wanted in runtime.find("opencl:0").device.partition_properties
 
 
 def divided() -> runtime.Found:
@@ -86,6 +95,8 @@ def test_parts_of_a_device() -> None:
 
 def test_parts_have_units_of_their_own_and_a_share_of_the_memory() -> None:
     whole = divided()
+    if not makes_parts():
+        pytest.skip("the driver makes no parts")
     half = runtime.runtime("opencl:0/2:1")
     assert half.traits.units == whole.traits.units // 2
     assert half.pool.limit == runtime.runtime("opencl:0").pool.limit // 2
@@ -199,6 +210,8 @@ def test_a_broken_driver_hides_no_other(monkeypatch: pytest.MonkeyPatch, look_ag
 
 
 def test_files_that_name_no_driver_do_no_harm(tmp_path: pathlib.Path) -> None:
+    if not list((pathlib.Path(cl.__file__).parent / ".libs").glob("libpocl*")):
+        pytest.skip("PyOpenCL has no PoCL beside it")
     (tmp_path / "gone.icd").write_text("/no/such/libdriver.so")
     (tmp_path / "text.icd").write_text(__file__)
     program = "import tensorlite as tl; print([d.name for d in tl.devices()])"
@@ -307,8 +320,21 @@ print(float(f(x)[0]))
 """
 
 
+# What the driver itself does when a child of the process that uses it ends.
+DRIVER_AND_FORK = """
+import os
+import pyopencl as cl
+context = cl.Context([cl.get_platforms()[0].get_devices()[0]])
+child = os.fork()
+if child == 0:
+    raise SystemExit(5)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def test_forked_children_are_told_and_do_not_hang() -> None:
-    assert run(FORK).split() == ["7"] * 5 + ["5", "3.0"]
+    at_its_end = run(DRIVER_AND_FORK).strip()  # 5; NVIDIA's crashes
+    assert run(FORK).split() == ["7"] * 5 + [at_its_end, "3.0"]
 
 
 def test_a_child_may_be_the_first_to_use_opencl() -> None:
@@ -334,6 +360,25 @@ def small_kernel(at: runtime.Runtime) -> tuple[Any, Any]:
     block = at.pool.allocate(64, "kept")
     kernel.set_arg(0, block.memory)
     return kernel, block
+
+
+def test_a_context_that_died_says_nothing_of_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        @property
+        def command_execution_status(self) -> int:
+            raise failed(cl.LogicError, "clGetEventInfo", -9999)
+
+    def refuse() -> None:
+        raise failed(cl.RuntimeError, "clFinish", cl.status_code.OUT_OF_RESOURCES)
+
+    at = runtime.runtime("opencl:0")
+    monkeypatch.setattr(at, "_recent", collections.deque([(Event(), "add"), (Event(), "sum")]))
+    monkeypatch.setattr(at, "failed", "")
+    with pytest.raises(
+        runtime.DeviceError, match=r"one of the last launches \(add, sum\) failed on"
+    ):
+        at.wait(refuse)
+    assert at.failed == "one of the last launches (add, sum)"
 
 
 def test_a_launch_that_is_refused_names_the_operation_and_the_line() -> None:

@@ -10,10 +10,10 @@ from ..runtime import Traits
 from .analysis import factors_of, is_along_memory, kept_axes, levels_of, used
 from .reduce import Accumulator
 from .rows import Row
+from .teams import team_of
 from .text import Block, Text
 
 BLOCK = 64  # neighbouring points that a work-item of a CPU takes together
-GROUP = 64  # work-items that share a row on a GPU
 ENOUGH = 1 << 15  # points below which one work-item does it all
 
 
@@ -82,10 +82,10 @@ class Body:
             self.text.line("const int share = get_global_id(1);")
         if self.on_cpu:
             self._rows_of_cpu(write, block, lane, shares)
-        elif lane is not None or not nest.reduced:
-            self._points_of_gpu(write, block, shares)
+        elif nest.reduced:
+            self._teams_of_gpu(write, block, shares)
         else:
-            self._groups_of_gpu(write, block, shares)
+            self._points_of_gpu(write, block)
 
     def _rows_of_cpu(
         self,
@@ -139,28 +139,22 @@ class Body:
                 text.line(f"const int count = {self._least(f'{high} - first', step)};")
                 write(inside, Row(self, lane, str(step)))
 
-    def _points_of_gpu(
-        self, write: Callable[[Block, Row], None], block: Block, shares: int
-    ) -> None:
+    def _points_of_gpu(self, write: Callable[[Block, Row], None], block: Block) -> None:
         points = math.prod(self.nest.shape[: self.kept])
         size = min(self.traits.max_work_group, 256)
-        self.global_size = (-(-points // size) * size, shares)
-        self.local_size = (size, 1)
+        self.global_size = (-(-points // size) * size,)
+        self.local_size = (size,)
         self.text.line(f"const {self.index} point = get_global_id(0);")
         self.text.line(f"if (point >= {points}) return;")
         write(block.inner(self.unravelled("point", range(self.kept))), Row(self, None, ""))
 
-    def _groups_of_gpu(
-        self, write: Callable[[Block, Row], None], block: Block, shares: int
-    ) -> None:
-        points = math.prod(self.nest.shape[: self.kept])
-        size = min(self.traits.max_work_group, GROUP)
-        self.global_size = (points * size, shares)
-        self.local_size = (size, 1)
-        self.text.line(f"const {self.index} point = get_group_id(0);")
-        self.text.line("const int member = get_local_id(0);")
+    def _teams_of_gpu(self, write: Callable[[Block, Row], None], block: Block, shares: int) -> None:
+        team = team_of(self.traits, self.nest)
+        self.global_size = (team.groups * team.size, shares)
+        self.local_size = (team.size, 1)
+        team.begin(self.text, self.index)
         inside = block.inner(self.unravelled("point", range(self.kept)))
-        write(inside, Row(self, None, "", group=size))
+        write(inside, Row(self, None, "", team))
 
     def _least(self, number: str, most: int) -> str:
         """The smaller of both, as an index; an int would not hold numbers of large nests."""

@@ -8,12 +8,13 @@ What a kernel looks like follows from the device and from which axis lies along 
   row, with an accumulator for each of 16 lanes; on a GPU a work-group shares a row, and folds in
   local memory.
 - `columns`: a kept axis lies along memory, as in the gradient of a bias. Neighbouring points are
-  neighbouring lanes of a work-item, or work-items of a GPU.
+  neighbouring lanes of a work-item of a CPU. On a GPU a work-group has as many of them as it can,
+  and several members for each if they are few.
 
 If the kept points are too few to keep the device busy, the reductions are split: each of some
-work-items folds a share of the reduced space into a temporary, a second kernel folds the shares,
-and later reductions and outputs read the result. All of this depends on shapes and on the kind of
-the device only, so that results are the same from run to run.
+work-items (or work-groups) folds a share of the reduced space into a temporary, a second kernel
+folds the shares, and later reductions and outputs read the result. All of this depends on shapes
+and on the device only, so that results are the same from run to run.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from ....compiler.lower import lower
 from ..kernels import Kernel
 from ..runtime import Traits
 from .analysis import fits_int, is_along_memory, kept_axes, levels_of, written_once
-from .kernel import BLOCK, ENOUGH, GROUP, Body
+from .kernel import BLOCK, ENOUGH, Body
 from .reduce import Accumulator
 from .scalar import helpers_for, stored_type
+from .teams import Team, in_columns, shares_of, team_of
 from .text import Text
 
-SHARES = 32  # work-items that split a reduction
+SHARES = 32  # work-items of a CPU that split a reduction
 
 
 def plan_nest(traits: Traits, nest: Nest, sizes: Sequence[int] | None = None) -> Plan:
@@ -87,28 +89,29 @@ class _Planner:
 
     def plan(self) -> Plan:
         levels = levels_of(self.nest)
-        if levels and self._is_split():
+        if levels and (shares := self._shares()) > 1:
             for number in range(1, max(levels.values()) + 1):
-                self._fold_in_shares([p for p, level in levels.items() if level == number], number)
+                at_level = [p for p, level in levels.items() if level == number]
+                self._fold_in_shares(at_level, number, shares)
             self._without_idle_axes()
         self._emit(Body(self.traits, self.nest, self.numbers, self.index))
         return Plan(self.name, tuple(self.calls), tuple(self.temporaries))
 
-    def _is_split(self) -> bool:
+    def _shares(self) -> int:
+        """In how many shares reductions are split; 1 if they are not."""
         nest, kept = self.nest, kept_axes(self.nest)
-        points = math.prod(nest.shape[:kept])
-        if not nest.reduced or math.prod(nest.shape) < ENOUGH or nest.shape[kept] < 2:
-            return False
-        along_memory = is_along_memory(nest)
+        if not nest.reduced or math.prod(nest.shape) < ENOUGH:
+            return 1
         if not self.on_cpu:
-            return points < (self.traits.units if along_memory else GROUP * self.traits.units)
-        width = 1 if along_memory or not kept else min(nest.shape[kept - 1], BLOCK)
-        return points // width < 4 * self.traits.units
+            return shares_of(self.traits, nest, team_of(self.traits, nest))
+        points = math.prod(nest.shape[:kept])
+        width = 1 if is_along_memory(nest) or not kept else min(nest.shape[kept - 1], BLOCK)
+        is_few = points // width < 4 * self.traits.units
+        return min(nest.shape[kept], SHARES) if is_few else 1
 
-    def _fold_in_shares(self, positions: Sequence[int], level: int) -> None:
+    def _fold_in_shares(self, positions: Sequence[int], level: int, shares: int) -> None:
         """Kernels that compute the reductions at `positions`, which become loads."""
         nest, kept = self.nest, kept_axes(self.nest)
-        shares = min(nest.shape[kept], SHARES)
         points = math.prod(nest.shape[:kept])
         stores: list[tuple[str, np.dtype[Any]]] = []
         accumulators = [Accumulator(nest, p) for p in positions]
@@ -223,22 +226,26 @@ def _combining(
 ) -> Call:
     """A kernel that folds the shares of each point, in order."""
     text = Text()
-    text.line("const int point = get_global_id(0);")
+    team = Team(1, 1, points) if traits.kind == "cpu" else in_columns(traits, points, shares)
+    team.begin(text, "int")
     parameters: list[str] = []
-    number = 0
-    for i, a in enumerate(accumulators):
+    for a in accumulators:
         a.declare(text)
         a.reset(text, "")
-        with text.block(f"for (int share = 0; share < {shares}; ++share)"):
-            element = f"[share * {points} + point]"
-            a.add_parts(text, f"part{number}{element}", f"part{number + 1}{element}")
-        for dtype in [a.dtype, a.number_dtype] if a.numbered else [a.dtype]:
-            parameters.append(f"__global const {stored_type(dtype)} *part{number}")
-            number += 1
-        text.line(f"folded{i}[point] = {a.outcome};")
+    with text.block(f"for (int share = member; share < {shares}; share += {team.members})"):
+        for a in accumulators:
+            first = len(parameters)
+            for dtype in [a.dtype, a.number_dtype] if a.numbered else [a.dtype]:
+                parameters.append(f"__global const {stored_type(dtype)} *part{len(parameters)}")
+            a.add_parts(text, *[f"part{first + n}[share * {points} + point]" for n in (0, 1)])
+    team.merge(text, accumulators)
+    with text.block(team.leads):
+        for i, a in enumerate(accumulators):
+            text.line(f"folded{i}[point] = {a.outcome};")
     parameters += [
         f"__global {stored_type(a.result)} *folded{i}" for i, a in enumerate(accumulators)
     ]
     title = f"{name}_{points}_fold{level}"
     source = _program(traits, title, parameters, str(text))
-    return Call(Kernel(title, source, (points,), None), (*parts, *folded))
+    code = Kernel(title, source, (team.groups * team.size,), (team.size,))
+    return Call(code, (*parts, *folded))

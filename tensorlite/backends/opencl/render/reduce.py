@@ -49,6 +49,11 @@ class Accumulator:
         """The name of the result."""
         return self.number if self.numbered else self.name
 
+    @property
+    def names(self) -> list[str]:
+        """The variables that a copy consists of."""
+        return [self.name, self.number] if self.numbered else [self.name]
+
     def _declared(self, text: Text, suffix: str, space: str = "") -> None:
         text.line(f"{space}{type_of(self.dtype)} {self.name}{suffix};")
         if self.numbered:
@@ -111,7 +116,13 @@ class Accumulator:
             text.line(f"{target} = wins ? x : y;")
             text.line(f"{best} = wins ? here : {best};")
 
-    def read_local(self, text: Text) -> None:
-        """Name the result that a work-group has folded."""
-        dtype = self.result if self.numbered else self.dtype
-        text.line(f"const {type_of(dtype)} r{self.position} = {self.outcome}[0];")
+    def to_local(self, text: Text, size: int) -> None:
+        """Put the copy of each of `size` work-items into local memory, where it ends with s."""
+        self._declared(text, f"s[{size}]", "__local ")
+        for name in self.names:
+            text.line(f"{name}s[item] = {name};")
+
+    def from_local(self, text: Text, place: str) -> None:
+        """Take a copy from local memory."""
+        for name in self.names:
+            text.line(f"{name} = {name}s[{place}];")

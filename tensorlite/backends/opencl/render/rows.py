@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ....compiler.loops import Operand, row_major
 from .analysis import is_along_memory, written_once
 from .reduce import Accumulator
+from .teams import Team
 from .text import Block
 
 if TYPE_CHECKING:
@@ -26,15 +27,15 @@ class Row:
     Args:
         lane: the kept axis along which there are several, or None.
         width: how many, as text.
-        group: the work-items that share the row, on a GPU; 0 where one has it for itself.
+        team: the work-items that share the point, on a GPU; None where one has it for itself.
     """
 
-    def __init__(self, kernel: Body, lane: int | None, width: str, group: int = 0):
+    def __init__(self, kernel: Body, lane: int | None, width: str, team: Team | None = None):
         self.kernel = kernel
         self.text = kernel.text
         self.lane = lane
         self.width = width
-        self.group = group
+        self.team = team
 
     def fold(
         self,
@@ -48,8 +49,8 @@ class Row:
             return
         if self.lane is not None:
             self._fold_lanes(block, accumulators, bounds)
-        elif self.group:
-            self._fold_group(block, accumulators, bounds)
+        elif self.team is not None:
+            self._fold_team(self.team, block, accumulators, bounds)
         else:
             self._fold_row(block, accumulators, bounds)
 
@@ -121,8 +122,9 @@ class Row:
                     a.merge(text, "[j]", f"[j + {half}]")
         block.values.update({a.position: f"{a.outcome}[0]" for a in accumulators})
 
-    def _fold_group(
+    def _fold_team(
         self,
+        team: Team,
         block: Block,
         accumulators: Sequence[Accumulator],
         bounds: Bounds | None,
@@ -130,23 +132,13 @@ class Row:
         text, kernel = self.text, self.kernel
         self._hoist(block, [a.argument for a in accumulators])
         for a in accumulators:
-            a.declare_local(text, self.group)
-            a.reset(text, "[member]")
-        with self._member_loop(block, bounds) as point:
+            a.declare(text)
+            a.reset(text, "")
+        with self._member_loop(team, block, bounds) as point:
             for a in accumulators:
-                a.add(text, "[member]", a.taken_from(point), kernel, point)
-        text.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        half = self.group // 2
-        while half:
-            with text.block(f"if (member < {half})"):
-                for a in accumulators:
-                    a.merge(text, "[member]", f"[member + {half}]")
-            text.line("barrier(CLK_LOCAL_MEM_FENCE);")
-            half //= 2
-        for a in accumulators:
-            a.read_local(text)
-        block.values.update({a.position: f"r{a.position}" for a in accumulators})
-        text.line("barrier(CLK_LOCAL_MEM_FENCE);")
+                a.add(text, "", a.taken_from(point), kernel, point)
+        team.merge(text, accumulators)
+        block.values.update({a.position: a.outcome for a in accumulators})
 
     def _hoist(self, block: Block, positions: Sequence[int]) -> None:
         """Write what is the same in all rounds of a loop in front of it."""
@@ -183,8 +175,8 @@ class Row:
                 point = block.inner(at, self._lane_values(block))
                 for number in once:
                     point.store(number)
-        elif once and self.group:
-            with self.text.block("if (member == 0)"):
+        elif once and self.team is not None:
+            with self.text.block(self.team.leads):
                 point = block.inner({})
                 for number in once:
                     point.store(number)
@@ -200,8 +192,9 @@ class Row:
                     point.store(number)
             return
         self._hoist(block, [nest.outputs[n].value for n in each])
-        if self.group:
-            with self._member_loop(block, None) as point:
+        if self.team is not None:
+            guard = self.text.block("" if self.team.is_whole else "if (exists)")
+            with guard, self._member_loop(self.team, block, None) as point:
                 for number in each:
                     point.store(number)
             return
@@ -223,17 +216,17 @@ class Row:
             number = 0
             for a in accumulators:
                 where = point.address(Operand(a.dtype, strides))
-                for name in [a.name, a.number] if a.numbered else [a.name]:
-                    # What was folded by lanes or by a group has been merged into the first one.
+                for name in a.names:
+                    # What was folded by lanes has been merged into the first one.
                     self.text.line(f"part{number}[{start} + {where}] = {name}{place};")
                     number += 1
 
         if self.lane is not None:
             with self._each_lane() as at:
                 write(block.inner(at), "[j]")
-        elif self.group:
-            with self.text.block("if (member == 0)"):
-                write(block.inner({}), "[0]")
+        elif self.team is not None:
+            with self.text.block(self.team.leads):
+                write(block.inner({}), "")
         else:
             name = block.values[accumulators[0].position]
             write(block, "[0]" if name.endswith("[0]") else "")
@@ -267,12 +260,12 @@ class Row:
             yield block.inner(places)
 
     @contextlib.contextmanager
-    def _member_loop(self, block: Block, bounds: Bounds | None) -> Iterator[Block]:
-        """A loop over the reduced space in steps of a work-group."""
+    def _member_loop(self, team: Team, block: Block, bounds: Bounds | None) -> Iterator[Block]:
+        """A loop over the reduced space in steps of a team."""
         kernel, nest = self.kernel, self.kernel.nest
         low, high = bounds or ("0", str(nest.shape[kernel.kept]))
         rest = math.prod(nest.shape[kernel.kept + 1 :])
         first, end = (f"({kernel.index})({bound}) * {rest}" for bound in (low, high))
         start = f"{kernel.index} r = {first} + member"
-        with self.text.block(f"for ({start}; r < {end}; r += {self.group})"):
+        with self.text.block(f"for ({start}; r < {end}; r += {team.members})"):
             yield block.inner(kernel.unravelled("r", nest.reduced))
