@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ....compiler.loops import Nest
+from ....compiler.loops import Nest, Output
 
 
 def kept_axes(nest: Nest) -> int:
@@ -84,3 +84,20 @@ def fits_int(nest: Nest, sizes: Sequence[int] | None) -> bool:
     if any(i.op == "gather" for i in nest.body):
         extents += sizes or [2**31]
     return max([*extents, math.prod(nest.shape)], default=0) < 2**31 - 2**16
+
+
+STREAMED = 1 << 24  # bytes of an output that caches should not hold
+
+
+def streamed_outputs(nest: Nest) -> list[int]:
+    """The outputs that a CPU better writes past its caches, in which they would displace all else
+    and be read before they are written: those that are large and lie in order."""
+    if nest.reduced or len(nest.shape) != 1:
+        return []
+
+    def fits(output: Output) -> bool:
+        strides, dtype = output.operand.strides, output.operand.dtype
+        whole = strides == (1,) and output.operand.offset == 0
+        return whole and nest.shape[0] * dtype.itemsize >= STREAMED
+
+    return [number for number, output in enumerate(nest.outputs) if fits(output)]

@@ -7,13 +7,22 @@ from collections.abc import Callable, Sequence
 
 from ....compiler.loops import Nest
 from ..runtime import Traits
-from .analysis import factors_of, is_along_memory, kept_axes, levels_of, used
+from .analysis import (
+    factors_of,
+    is_along_memory,
+    kept_axes,
+    levels_of,
+    streamed_outputs,
+    used,
+)
 from .reduce import Accumulator
 from .rows import Row
+from .scalar import stored_type
 from .teams import team_of
 from .text import Block, Text
 
 BLOCK = 64  # neighbouring points that a work-item of a CPU takes together
+STRIP = 64  # elements that are computed before they are written past the caches
 ENOUGH = 1 << 15  # points below which one work-item does it all
 
 
@@ -132,12 +141,40 @@ class Body:
                 if chunks > 1:
                     text.line(f"const {self.index} low = {low}, high = {high};")
                     low, high = "low", "high"
+                if streamed := streamed_outputs(nest):
+                    self._strips(inside, lane, (low, high), streamed)
+                    return
                 with text.vector_loop(f"for ({self.index} i = {low}; i < {high}; ++i)"):
                     Row(self, None, "").outputs(inside.inner({lane: "i"}))
                 return
             with text.block(f"for ({self.index} first = {low}; first < {high}; first += {step})"):
                 text.line(f"const int count = {self._least(f'{high} - first', step)};")
                 write(inside, Row(self, lane, str(step)))
+
+    def _strips(
+        self, block: Block, lane: int, bounds: tuple[str, str], streamed: Sequence[int]
+    ) -> None:
+        """A loop along `lane` by vectors, whose outputs `streamed` are written past the caches."""
+        text, nest, (low, high) = self.text, self.nest, bounds
+        text.line(f"{self.index} first = {low};")
+        with text.block(f"for (; first + {STRIP} <= {high}; first += {STRIP})"):
+            types = {n: stored_type(nest.outputs[n].operand.dtype) for n in streamed}
+            for n, of_element in types.items():
+                text.line(f"{of_element} strip{n}[{STRIP}] __attribute__((aligned(128)));")
+            # A compiler that first unrolls the loop does not find the vectors again.
+            hints = "vectorize_width(16) interleave_count(2) unroll(disable)"
+            with text.vector_loop(f"for (int j = 0; j < {STRIP}; ++j)", hints):
+                point = block.inner({lane: "first + j"})
+                for n in range(len(nest.outputs)):
+                    point.store(n, f"strip{n}[j]" if n in streamed else None)
+            start = block.inner({lane: "first"})
+            for n, of_element in types.items():
+                place = f"out{n} + {start.address(nest.outputs[n].operand)}"
+                for at in range(0, STRIP, 16):
+                    value = f"*({of_element}16 *)(strip{n} + {at})"
+                    text.line(f"stream({value}, (__global {of_element}16 *)({place} + {at}));")
+        with text.block(f"for (; first < {high}; ++first)"):
+            Row(self, None, "").outputs(block.inner({lane: "first"}))
 
     def _points_of_gpu(self, write: Callable[[Block, Row], None], block: Block) -> None:
         points = math.prod(self.nest.shape[: self.kept])

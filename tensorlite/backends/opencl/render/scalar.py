@@ -137,12 +137,22 @@ for _type, _suffix in (("float", "f"), ("double", "")):
     # A compiler that writes for a processor knows its instruction; its library's sqrt is a call.
     HELPERS[f"root_{_type}"] = f"""\
 {_type} root_{_type}({_type} x) {{
-#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(__x86_64__) || defined(__aarch64__) || defined(__SPIR__) || defined(__SPIRV__)
     return __builtin_sqrt{_suffix}(x);
 #else
     return sqrt(x);
 #endif
 }}
+"""
+HELPERS["stream"] = """\
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_nontemporal_store)
+#define stream(value, place) __builtin_nontemporal_store(value, place)
+#endif
+#endif
+#ifndef stream
+#define stream(value, place) *(place) = (value)
+#endif
 """
 for _type in ("uchar", "ushort", "uint", "ulong"):
     HELPERS[f"power_{_type}"] = f"""\

@@ -33,9 +33,9 @@ class Text:
         self._depth -= 1
         self.line("}")
 
-    def vector_loop(self, head: str) -> contextlib.AbstractContextManager[None]:
+    def vector_loop(self, head: str, hints: str = "") -> contextlib.AbstractContextManager[None]:
         """A loop whose rounds do not depend on each other."""
-        self.line("#pragma clang loop vectorize(assume_safety)")
+        self.line(f"#pragma clang loop vectorize(assume_safety) {hints}".rstrip())
         return self.block(head)
 
     def __str__(self) -> str:
@@ -135,10 +135,10 @@ class Block:
             terms.append(str(operand.offset))
         return " + ".join([*terms, *moves]) or "0"
 
-    def store(self, number: int) -> None:
-        """Write output `number` of this point."""
+    def store(self, number: int, place: str | None = None) -> None:
+        """Write output `number` of this point, to where it belongs or to `place`."""
         position, operand = self.nest.outputs[number]
         value = self.value(position)
         if stored_type(operand.dtype) != type_of(operand.dtype):
             value = f"{value} ? 1 : 0"
-        self.text.line(f"out{number}[{self.address(operand)}] = {value};")
+        self.text.line(f"{place or f'out{number}[{self.address(operand)}]'} = {value};")
