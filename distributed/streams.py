@@ -47,6 +47,10 @@ class Stream(Protocol):
     def receive(self, buffer: memoryview) -> int:
         """Fill some of `buffer`, which is not empty; how many bytes, 0 if none have arrived."""
 
+    def expect(self, count: int) -> None:
+        """Let the descriptor become readable when `count` bytes are there, or the end, rather than
+        at each packet. A hint: it may become readable earlier."""
+
     def fileno(self) -> int:
         """The descriptor to wait for: readable for `receive`, writable for `send`."""
 
@@ -64,6 +68,7 @@ class PlainStream:
     def __init__(self, connection: socket.socket):
         connection.setblocking(False)
         self._socket = connection
+        self._expected = 1
 
     def handshake(self) -> bool:
         return True
@@ -85,6 +90,11 @@ class PlainStream:
         if count == 0:
             raise ConnectionError("it closed the connection")
         return count
+
+    def expect(self, count: int) -> None:
+        if count != self._expected:
+            self._expected = count
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def fileno(self) -> int:
         return self._socket.fileno()

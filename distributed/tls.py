@@ -179,6 +179,9 @@ class TlsStream:
                     return count
             return self._decrypt(buffer) if self._pull() else 0
 
+    def expect(self, count: int) -> None:
+        pass  # bytes of the socket are not those of the stream
+
     def fileno(self) -> int:
         return self._socket.fileno()
 

@@ -19,6 +19,7 @@ from .ops.creation import asarray
 
 _EXAMPLES = """\
 examples:
+  tensorlite doctor                      what is missing on this machine, and how to mend it
   tensorlite devices                     what tl.asarray(x, device=...) may name on this machine
   tensorlite kernels tune steps:train steps:example --device opencl:0
   tensorlite kernels export steps:train steps:example --out kernels
@@ -72,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     listing = _added(commands, "devices", "list the devices of this machine", _devices, _DEVICES)
     listing.add_argument("--json", action="store_true", help="for programs to read; bytes, not GiB")
+    doctor = _added(
+        commands, "doctor", "examine this machine: what is wrong, and the cure", _doctor
+    )
+    doctor.add_argument(
+        "--ports", metavar="FIRST-LAST", help="workers' ports, as in launch(port_range=...)"
+    )
     kernels = commands.add_parser("kernels", help="tune, export or build OpenCL kernels")
     kernels.set_defaults(command=_help_of(kernels))
     steps = kernels.add_subparsers(title="commands", metavar="COMMAND")
@@ -112,6 +119,27 @@ def _help_of(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         return 2
 
     return show
+
+
+# ---- doctor --------------------------------------------------------------------------------------
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine, report
+
+    ports: tuple[int, int] | None = None
+    if arguments.ports is not None:
+        first, dash, last = arguments.ports.partition("-")
+        if not (first.isdigit() and (last if dash else first).isdigit()):
+            raise CommandError(
+                f"--ports is written FIRST-LAST, such as 7000-7099, got {arguments.ports!r}"
+            )
+        ports = int(first), int(last if dash else first)
+        if not 0 < ports[0] <= ports[1] < 65536:
+            raise CommandError(
+                f"--ports lie within 1 and 65535, first before last, got {arguments.ports!r}"
+            )
+    return 0 if report(examine(ports), print) else 1
 
 
 # ---- devices -------------------------------------------------------------------------------------

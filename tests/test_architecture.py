@@ -33,6 +33,7 @@ ROOMS = (
     ("random", "futex"),
     ("nn", "optim", "data", "io"),
     ("debug", "profiler"),
+    ("doctor",),
     ("cli",),
 )
 # Operations that are made of transforms: composites.

@@ -18,6 +18,9 @@ from . import ConnectionLost, Stalled
 _PIECES = (
     8  # buffers handed to the kernel in one call, so that a header and a small body go out together
 )
+_AT_ONCE = (
+    128 * 1024
+)  # bytes that are worth a wake-up; less than what the kernel holds for a socket
 
 
 class TcpTransport:
@@ -50,7 +53,7 @@ class TcpTransport:
                     wanted = wanted[count:]
                 moved = moved or count > 0
             if not moved:
-                self._wait(bool(sends), wanted is not None, idle_seconds)
+                self._wait(bool(sends), len(wanted) if wanted is not None else 0, idle_seconds)
 
     def interrupt(self) -> None:
         for stream in (self._incoming, self._outgoing):
@@ -79,16 +82,29 @@ class TcpTransport:
         except OSError as error:
             raise ConnectionLost(self._previous, str(error)) from None
 
-    def _wait(self, sending: bool, receiving: bool, idle_seconds: float) -> None:
+    def _wait(self, sending: bool, wanted: int, idle_seconds: float) -> None:
         poll = select.poll()
         if sending:
             poll.register(self._outgoing, select.POLLOUT)
-        if receiving:
+        if wanted:
+            # One wake-up for many packets: a wake-up costs as much as the copy of several.
+            self._expect(min(wanted, _AT_ONCE))
             poll.register(self._incoming, select.POLLIN)
-        if not poll.poll(idle_seconds * 1000):
-            peer = self._previous if receiving else self._next
-            verb = "arrived from" if receiving else "could be sent to"
-            raise Stalled(peer, f"nothing {verb} it for {idle_seconds:g} s")
+        if poll.poll(idle_seconds * 1000):
+            return
+        if wanted:
+            self._expect(1)
+            if poll.poll(0):
+                return  # a peer that sends slowly is there
+        peer = self._previous if wanted else self._next
+        verb = "arrived from" if wanted else "could be sent to"
+        raise Stalled(peer, f"nothing {verb} it for {idle_seconds:g} s")
+
+    def _expect(self, count: int) -> None:
+        try:
+            self._incoming.expect(count)
+        except OSError as error:
+            raise ConnectionLost(self._previous, str(error)) from None
 
 
 def _advance(program: Iterator[memoryview]) -> memoryview | None:
