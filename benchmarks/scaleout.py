@@ -20,11 +20,14 @@ Figure 3, and exits 1 if a bar of this project is missed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import itertools
 import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -35,49 +38,89 @@ from benchmarks.lab.commands import LabError, require
 from benchmarks.lab.figures import draw
 from benchmarks.lab.hosts import Laboratory
 from benchmarks.lab.points import Point, Series, load, save, table, verdicts
-from benchmarks.lab.worlds import Steps, Worlds, steps_of
+from benchmarks.lab.worlds import Message, Steps, Worlds, steps_of
 from benchmarks.workers import ROOT, warn_if_busy
 
 ROWS = 128  # of a host's batch in weak scaling, and of the whole batch in strong scaling
+TURN = 4  # steps
 FIGURE = ROOT / "runs" / "scaleout.png"
 
 
 def measure(laboratory: Laboratory, args: argparse.Namespace) -> list[Point]:
-    """All points. A step of one host is measured before and after each number of hosts, since a
-    machine's speed drifts by more than the bars leave."""
+    """All points. Worlds take turns with single hosts, since a machine's speed drifts by more than
+    the bars leave."""
     points: list[Point] = []
-    before = alone(laboratory, args.steps, ROWS)
     for hosts in args.hosts:
-        together = measure_together(laboratory, hosts, args) if hosts > 1 else {}
-        after = alone(laboratory, args.steps, ROWS)
-        if hosts == 1:  # it has nobody to talk to, whatever the links
-            of_every = itertools.product(args.scaling, args.rates, args.overlap)
-            together = {Series(*series): (ROWS, after) for series in of_every}
-        of_one = (before.median + after.median) / 2
-        before = after
-        compute = {"weak": of_one, "strong": of_one}
-        if "strong" in args.scaling and hosts > 1:
-            compute["strong"] = alone(laboratory, args.steps, ROWS // hosts).median
-        for series, (batch, steps) in together.items():
-            times = of_one, compute[series.scaling]
-            points.append(point_of(series, hosts, batch, steps, *times, laboratory.share))
+        for series, timed in measure_hosts(laboratory, hosts, args):
+            points.append(point_of(series, hosts, timed, laboratory.share))
             print_point(points[-1])
     return points
 
 
-def measure_together(
+def measure_hosts(
     laboratory: Laboratory, hosts: int, args: argparse.Namespace
-) -> dict[Series, tuple[int, Steps]]:
-    """Batch and steps of worlds of so many hosts, in every series."""
-    what = "spark" if args.spark else "train"
-    found: dict[Series, tuple[int, Steps]] = {}
-    for scaling, overlap in itertools.product(args.scaling, args.overlap):
-        batch = ROWS * hosts if scaling == "weak" else ROWS
-        with Worlds(laboratory, hosts, batch, what, options_of(overlap, args)) as worlds:
-            for rate in args.rates:
-                laboratory.links(rate, args.latency)
-                found[Series(scaling, rate, overlap)] = batch, steps_of(worlds.take(args.steps))
-    return found
+) -> Iterator[tuple[Series, Timed]]:
+    """The steps of worlds of so many hosts, in every series."""
+    ways = list(itertools.product(args.scaling, args.overlap))
+    if hosts == 1:  # it has nobody to talk to, whatever the links
+        _, timed = next(measure_together(laboratory, 1, *ways[0], args))
+        for series in itertools.product(args.scaling, args.rates, args.overlap):
+            yield Series(*series), timed
+        return
+    for scaling, overlap in ways:
+        yield from measure_together(laboratory, hosts, scaling, overlap, args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Steps of worlds, and what they are compared with.
+
+    Attributes:
+        batch: rows of a global batch.
+        steps: of the worlds.
+        alone: of one host with `ROWS` rows, between them.
+        compute: of one host with the rows that each host has there.
+    """
+
+    batch: int
+    steps: Steps
+    alone: Steps
+    compute: Steps
+
+
+def measure_together(
+    laboratory: Laboratory, hosts: int, scaling: str, overlap: bool, args: argparse.Namespace
+) -> Iterator[tuple[Series, Timed]]:
+    """The steps of worlds of so many hosts, at every rate."""
+    what = "spark" if args.spark and hosts > 1 else "train"
+    batch = ROWS * hosts if scaling == "weak" else ROWS
+    with contextlib.ExitStack() as stack:
+
+        def begun(size: int, rows: int, *how: Any) -> Worlds:
+            worlds = stack.enter_context(Worlds(laboratory, size, rows, *how))
+            worlds.pause()
+            return worlds
+
+        taking_turns = [begun(1, ROWS)]
+        if batch // hosts != ROWS:
+            taking_turns.append(begun(1, batch // hosts))
+        taking_turns.append(begun(hosts, batch, what, options_of(overlap, args)))
+        for rate in args.rates:
+            laboratory.links(rate, args.latency)
+            alone, *between, steps = take_turns(taking_turns, args.steps)
+            compute = between[0] if between else alone
+            yield Series(scaling, rate, overlap), Timed(batch, steps, alone, compute)
+
+
+def take_turns(worlds: list[Worlds], count: int) -> list[Steps]:
+    """At least `count` steps of each, a few at a time."""
+    taken: list[list[list[Message]]] = [[] for _ in worlds]
+    for _ in range(-(-count // TURN)):
+        for each, messages in zip(worlds, taken, strict=True):
+            each.resume()
+            messages += each.take(TURN + 1)  # the first one says when the next begins
+            each.pause()
+    return [steps_of(messages) for messages in taken]
 
 
 def options_of(overlap: bool, args: argparse.Namespace) -> dict[str, Any]:
@@ -88,33 +131,19 @@ def options_of(overlap: bool, args: argparse.Namespace) -> dict[str, Any]:
     return {"bucket_bytes": args.bucket_bytes} if args.bucket_bytes else {}
 
 
-def alone(laboratory: Laboratory, steps: int, rows: int) -> Steps:
-    """Steps of one host with so many rows, while all others do the same."""
-    with Worlds(laboratory, 1, rows) as worlds:
-        return steps_of(worlds.take(steps))
-
-
-def point_of(
-    series: Series,
-    hosts: int,
-    batch: int,
-    steps: Steps,
-    of_one: float,
-    compute: float,
-    share: float,
-) -> Point:
+def point_of(series: Series, hosts: int, timed: Timed, share: float) -> Point:
     """A point in the hosts' own time."""
-    low, _, high = statistics.quantiles(steps.seconds, n=4)
+    low, _, high = statistics.quantiles(timed.steps.seconds, n=4)
     return Point(
         series=series,
         hosts=hosts,
-        batch=batch,
-        step=steps.median * share,
+        batch=timed.batch,
+        step=timed.steps.median * share,
         spread=(high - low) / 2 * share,
-        exposed=steps.exposed * share,
-        alone=of_one * share,
+        exposed=timed.steps.exposed * share,
+        alone=timed.alone.median * share,
         alone_batch=ROWS,
-        compute=compute * share,
+        compute=timed.compute.median * share,
     )
 
 

@@ -6,9 +6,11 @@ with one executor of one core on each host. What trains is the same as in `rank`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -80,6 +82,12 @@ class SparkWorld:
         *lines, self._heard = (self._heard + part).split(b"\n")
         self.messages += map(json.loads, lines)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the driver, the workers, the master, and all that they have started."""
+        for pid in descendants([process.pid for process in self._processes]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def close(self) -> None:
         """End the driver, the workers with all that they have started, and the master."""
         for process in reversed(self._processes):
@@ -112,6 +120,19 @@ class SparkWorld:
             "SPARK_LOCAL_DIRS": self._folder.name,
         }
         return os.environ | _DAEMON | dict.fromkeys(THREAD_VARIABLES, "1") | own
+
+
+def descendants(roots: list[int]) -> list[int]:
+    """The processes `roots`, their children, the children of these, and so on."""
+    children: dict[int, list[int]] = {}
+    for place in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            after_name = place.read_text().rpartition(")")[2].split()
+            children.setdefault(int(after_name[1]), []).append(int(place.parent.name))
+    found = list(roots)
+    for pid in found:  # which grows meanwhile
+        found += children.get(pid, [])
+    return found
 
 
 def drive(master: str, workers: int, batch: int, options: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import selectors
+import signal
 import statistics
 import subprocess
 import sys
@@ -119,6 +120,11 @@ class World:
             for other in range(self.size):
                 self._tell(other, texts)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all ranks."""
+        for process in self._processes:
+            process.send_signal(number)
+
     def close(self) -> None:
         """End all ranks."""
         for process in self._processes:
@@ -191,6 +197,16 @@ class Worlds:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    def pause(self) -> None:
+        """Stop all hosts, so that others have the machine."""
+        for world in self._all:
+            world.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        for world in self._all:
+            world.signal(signal.SIGCONT)
 
     def take(self, count: int) -> list[list[Message]]:
         """The next `count` messages of each world that is measured, after some that are left out

@@ -96,7 +96,8 @@ def test_steps_are_what_lies_between_two_messages() -> None:
 
 def test_a_point_is_in_the_time_of_its_hosts() -> None:
     steps = Steps([1.0, 1.0, 1.5, 1.0], [0.5, 0.5, 0.5, 0.5])
-    found = scaleout.point_of(WEAK, 2, 256, steps, of_one=0.8, compute=0.8, share=0.2)
+    alone = Steps([0.7, 0.8, 0.9], [0.0, 0.0, 0.0])
+    found = scaleout.point_of(WEAK, 2, scaleout.Timed(256, steps, alone, alone), share=0.2)
     assert (found.step, found.exposed, found.alone) == pytest.approx((0.2, 0.1, 0.16))
     assert found.speedup == pytest.approx(1.6)
 
