@@ -22,7 +22,8 @@ import tensorlite as tl
 import tensorlite.distributed as dist
 from tensorlite import random
 from tensorlite.data import augment
-from tensorlite.distributed.training import Job, train
+from tensorlite.distributed.steps import Job
+from tensorlite.distributed.training import train
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 

@@ -126,9 +126,14 @@ def take_turns(worlds: list[Worlds], count: int) -> list[Steps]:
 def options_of(overlap: bool, args: argparse.Namespace) -> dict[str, Any]:
     """The options of `Trainer`: gradients are sent in buckets during the backward pass, or all
     together after it."""
+    options: dict[str, Any] = {}
     if not overlap:
-        return {"bucket_bytes": None}
-    return {"bucket_bytes": args.bucket_bytes} if args.bucket_bytes else {}
+        options["bucket_bytes"] = None
+    elif args.bucket_bytes:
+        options["bucket_bytes"] = args.bucket_bytes
+    if args.compression != "none":
+        options["compression"] = args.compression
+    return options
 
 
 def point_of(series: Series, hosts: int, timed: Timed, share: float) -> Point:
@@ -164,6 +169,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--scaling", help="weak, strong or both (default: weak,strong)")
     add("--overlap", help="on, off or both (default: on,off)")
     add("--bucket-bytes", type=int, help="of gradients, with overlap (default: that of Trainer)")
+    kinds = ("none", "float16", "bfloat16", "powersgd")
+    add("--compression", choices=kinds, default="none", help="of gradients, as Trainer has it")
     add("--steps", type=int, help="steps of each point and world (default: 12)")
     add("--share", type=float, default=0.2, help="of a core, for each host (default: 0.2)")
     add("--latency", type=float, default=0.0, help="microseconds each way, added by netem")

@@ -9,6 +9,7 @@ do the same without Spark."""
 from __future__ import annotations
 
 from .collectives import all_gather, all_reduce, barrier, broadcast, reduce_scatter
+from .compression import PowerSGD
 from .errors import (
     DeadlineError,
     DistributedError,
@@ -28,6 +29,7 @@ __all__ = [
     "DistributedError",
     "MismatchError",
     "PeerError",
+    "PowerSGD",
     "RendezvousError",
     "SlotsError",
     "Trainer",

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 import tensorlite as tl
-from tensorlite import collective, communication, optim
+from tensorlite import communication, optim
 from tensorlite.data import ArrayDataset
 
 from . import cluster
 from .checkpoint import CheckpointFolder
+from .compression import PowerSGD
+from .compression import check as check_compression
 from .launch import launch
 from .local import local_worker
 from .monitor import Monitor, MonitorAddress, ProgressBar, Record, Reporter
-from .training import Job, Progress, moving_average, train
+from .steps import Job, moving_average
+from .training import Progress, train
 from .worker import Worker
 
 Watcher = Callable[[Record], None]
@@ -94,7 +97,13 @@ class Trainer:
             bits; the loss, buffers and gradients of other dtypes are not rounded, nor is what
             workers of one host exchange. float16 keeps 11 significant bits, but makes what exceeds
             65,504 infinite and loses what is below 6e-8; bfloat16 keeps 8 bits and the range of
-            float32. The result then depends a little on the number of workers. Not with `shards`.
+            float32. Or a `PowerSGD`: matrices are sent as thin factors, and what these lose is
+            added to the next gradient. The result then depends a little on the number of workers.
+            Not with `shards`.
+        shard_optimizer: each worker has a part of the optimizer's state and updates a part of each
+            parameter (ZeRO, stage 1), which takes as many bytes to send and less memory. The
+            optimizer must compute each element by itself; `clip_by_global_norm` works, too. The
+            result is the same up to rounding, and `fit` returns the whole state.
         accumulate: in how many parts each batch is computed, one after the other, which takes less
             memory. The parts are as equal as can be; their gradients are added before they are
             sent and the parameters updated, so that the result does not change, up to rounding,
@@ -123,7 +132,8 @@ class Trainer:
         drop_last: bool = False,
         shards: int | None = None,
         bucket_bytes: int | None = communication.BUCKET_BYTES,
-        compression: str | None = None,
+        compression: str | PowerSGD | None = None,
+        shard_optimizer: bool = False,
         accumulate: int = 1,
         seed: int = 0,
         progress: bool | Watcher = True,
@@ -157,6 +167,8 @@ class Trainer:
             _check_shards(shards, max(num_workers, 1))
         if compression is not None:
             _check_compression(compression, shards)
+        if not isinstance(shard_optimizer, bool):
+            raise TypeError(f"Trainer: shard_optimizer is True or False, got {shard_optimizer!r}")
         _check_count("accumulate", accumulate, 1)
         if accumulate > 1:
             _check_accumulate(accumulate, shards, batch_size, max(num_workers, 1))
@@ -177,6 +189,7 @@ class Trainer:
         self.shards = shards
         self.bucket_bytes = bucket_bytes
         self.compression = compression
+        self.shard_optimizer = shard_optimizer
         self.accumulate = accumulate
         self.seed = seed
         self.progress = progress
@@ -240,6 +253,7 @@ class Trainer:
             bucket_bytes=self.bucket_bytes,
             compression=self.compression,
             accumulate=self.accumulate,
+            shard_optimizer=self.shard_optimizer,
         )
         if epochs is not None:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
@@ -351,11 +365,7 @@ def _check_shards(shards: Any, workers: int) -> None:
 
 
 def _check_compression(compression: Any, shards: int | None) -> None:
-    if compression not in collective.WIRES:
-        raise ValueError(
-            f"Trainer: compression must be None or one of {', '.join(collective.WIRES)}, got "
-            f"{compression!r}"
-        )
+    check_compression(compression)
     if shards is not None:
         raise ValueError(
             f"Trainer: compression={compression!r} rounds what workers send each other, and "

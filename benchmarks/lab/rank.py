@@ -28,7 +28,7 @@ from benchmarks.models.definitions import batch_of
 from examples.cifar10 import TutorialCNN, loss_fn
 from tensorlite import optim, random
 from tensorlite.data import ArrayDataset
-from tensorlite.distributed import Trainer, Worker
+from tensorlite.distributed import PowerSGD, Trainer, Worker
 from tensorlite.distributed.life import Options, Place, live
 from tensorlite.distributed.training import train
 
@@ -63,6 +63,8 @@ class Task:
 def trainer(batch: int, **options: Any) -> Trainer:
     """The training that is measured: the step that `Trainer` runs, of the network of
     examples/cifar10.py, on images that it cannot learn by heart."""
+    if options.get("compression") == "powersgd":
+        options["compression"] = PowerSGD()
     optimizer = optim.sgd(LEARNING_RATE)
     return Trainer(loss=loss_fn, optimizer=optimizer, batch_size=batch, **options)
 

@@ -10,7 +10,7 @@ States are pytrees whose per-parameter parts are dicts by dotted parameter name.
 """
 
 from .average import MovingAverage, ema
-from .base import Optimizer, apply_updates, chain, global_norm
+from .base import Optimizer, apply_updates, chain, global_norm, sharded
 from .rules import (
     adam,
     adamw,
@@ -51,6 +51,7 @@ __all__ = [
     "polynomial",
     "rmsprop",
     "sgd",
+    "sharded",
     "warmup_cosine",
     "weight_decay",
 ]

@@ -8,13 +8,16 @@ and can be saved, read and compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import dtypes, tree
 from ..core import Tensor
+from ..ops.collective import all_reduce
 from ..ops.creation import asarray, cast, zeros, zeros_like
 from ..ops.elementwise import sqrt, square
 from ..ops.reduce import sum as sum_
@@ -117,6 +120,20 @@ def apply_updates(model: Any, updates: Any) -> Any:
     )
 
 
+_sharded: contextvars.ContextVar[bool] = contextvars.ContextVar("sharded", default=False)
+
+
+@contextlib.contextmanager
+def sharded() -> Iterator[None]:
+    """Within the block, gradients and parameters are this rank's pieces of them, and those of all
+    ranks together are all: `global_norm` is that of all."""
+    token = _sharded.set(True)
+    try:
+        yield
+    finally:
+        _sharded.reset(token)
+
+
 def global_norm(values: Any) -> Tensor:
     """The square root of the sum of squares of all floating-point leaves: a tensor of shape ()."""
     leaves = [asarray(leaf) for leaf in tree.leaves(values)]
@@ -124,7 +141,7 @@ def global_norm(values: Any) -> Tensor:
     for leaf in leaves:
         if dtypes.is_float(leaf.dtype):
             total = total + sum_(square(cast(leaf, wide(leaf.dtype))))
-    return sqrt(total)
+    return sqrt(all_reduce(total) if _sharded.get() else total)
 
 
 # ---- for optimizers ------------------------------------------------------------------------------

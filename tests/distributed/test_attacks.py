@@ -28,9 +28,10 @@ from tensorlite.distributed.frames import frame
 from tensorlite.distributed.life import Options, Place, live
 from tensorlite.distributed.monitor import Monitor, Reporter, _connect
 from tensorlite.distributed.rendezvous import meet
+from tensorlite.distributed.steps import Job
 from tensorlite.distributed.streams import receive_exactly, send_all
 from tensorlite.distributed.tls import Identity
-from tensorlite.distributed.training import Job, train
+from tensorlite.distributed.training import train
 
 from .attackers import GOOD, Strangers, relays
 from .worlds import SECRET, World, run_processes, soon, tls_pair

@@ -130,9 +130,12 @@ def test_progress_function_gets_records():
         ({"bucket_bytes": 0}, "bucket_bytes must be a whole number of at least 1, got 0"),
         (
             {"compression": "int8"},
-            "compression must be None or one of float16, bfloat16, got 'int8'",
+            "compression must be None, one of float16, bfloat16, or a PowerSGD, .*got 'int8'",
         ),
-        ({"compression": True}, "compression must be None or one of float16, bfloat16, got True"),
+        (
+            {"compression": True},
+            "compression must be None, one of float16, bfloat16, or a PowerSGD, .*got True",
+        ),
         ({"compression": "float16", "shards": 2}, "compression='float16' rounds .*shards=2"),
         ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
         ({"accumulate": 13}, "batch_size=12 rows cannot be cut into accumulate=13 parts .* 1 work"),

@@ -13,6 +13,7 @@ from tensorlite import nn, optim, random
 from tensorlite.data import ArrayDataset
 from tensorlite.distributed import training
 from tensorlite.distributed.ring import Ring
+from tensorlite.distributed.steps import Job
 
 
 class Classifier(nn.Module):
@@ -54,7 +55,7 @@ def job(data, steps, **options):
         "checkpoint_every": None,
         "drop_last": False,
     }
-    return training.Job(**(fields | options))
+    return Job(**(fields | options))
 
 
 def silent(record, last=False):
@@ -454,6 +455,6 @@ def test_records():
 
 
 def test_job_fields_are_all_used_by_the_trainer():
-    names = set(inspect.signature(training.Job).parameters)
+    names = set(inspect.signature(Job).parameters)
     options = set(inspect.signature(dist.Trainer).parameters)
     assert names - options == {"arrays", "steps"}  # which fit is given

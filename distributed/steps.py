@@ -1,0 +1,354 @@
+"""The step that all workers take together: shares of a batch, gradients summed over all workers,
+the same update everywhere, as jitted functions.
+
+Gradients, their sum and the update are one jitted step, in which sums travel while other gradients
+are computed. The loss is weighted by rows before it is differentiated, so that the gradients add up
+to that of the mean over the whole batch, however it was shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tensorlite as tl
+from tensorlite import collective, communication, optim, random
+
+from .collectives import all_gather, all_reduce
+from .compression import PowerSGD
+from .sharding import ShardedOptimizer
+from .worker import Worker
+
+_LOSS_STREAM, _AUGMENT_STREAM = 1, 2  # independent keys from the one seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the workers are to do. `Trainer` describes the fields that come from its options."""
+
+    loss: Callable[..., Any]
+    optimizer: Any
+    arrays: tuple[np.ndarray, ...]
+    batch_size: int
+    steps: int
+    seed: int
+    augment: Callable[..., Any] | None
+    ema: float | None
+    checkpoint: str | None
+    checkpoint_every: int | None
+    drop_last: bool
+    shards: int | None = None
+    bucket_bytes: int | None = communication.BUCKET_BYTES
+    compression: str | PowerSGD | None = None
+    accumulate: int = 1
+    shard_optimizer: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rows = len(self.arrays[0])
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A part of a global batch, whose gradients are computed at once.
+
+    Attributes:
+        rows: the numbers of its rows in the data set.
+        first: the place of the first one in the batch.
+        weight: the part of the batch that they are.
+    """
+
+    rows: np.ndarray
+    first: int
+    weight: float
+
+    @classmethod
+    def all_of(cls, worker: Worker, batch: np.ndarray, job: Job) -> list[Share]:
+        """This worker's shards of the batch, in order: one, unless the job has a number of shards
+        or accumulates.
+
+        The batch is cut into shards of consecutive rows; their sizes differ by at most one.
+        """
+        if job.shards is not None:
+            count = job.shards
+            each = count // worker.size  # both are powers of two
+            mine = range(worker.rank * each, (worker.rank + 1) * each)
+        else:
+            # What the workers compute at a time are neighbours: together they are a part of the
+            # batch, with a row at least, that does not depend on the number of workers.
+            count = worker.size * min(job.accumulate, len(batch))
+            mine = range(worker.rank, count, worker.size)
+        return [cls._shard(batch, number, count) for number in mine]
+
+    @classmethod
+    def _shard(cls, batch: np.ndarray, number: int, count: int) -> Share:
+        first, end = len(batch) * number // count, len(batch) * (number + 1) // count
+        if end == first:  # no row is left for it: compute one of weight 0, since a mean needs a row
+            return cls(batch[:1], 0, 0.0)
+        return cls(batch[first:end], first, (end - first) / len(batch))
+
+
+class Functions:
+    """The compiled pieces of a step. The state is a dict: model, optimizer and, if wanted, average
+    and compression; a step consumes it. Of a sharded optimizer's state, and of the errors of
+    compression, each worker has its own."""
+
+    def __init__(self, job: Job, worker: Worker):
+        self._job, self._worker = job, worker
+        self._power = job.compression if isinstance(job.compression, PowerSGD) else None
+        self._sharded: ShardedOptimizer | None = None
+        root = random.key(job.seed)
+        self._loss_key = random.fold_in(root, _LOSS_STREAM)
+        self._augment_key = random.fold_in(root, _AUGMENT_STREAM)
+        self._takes_key = "key" in inspect.signature(job.loss).parameters
+        self._average = moving_average(job)
+        self._augment = tl.jit(self._augmented)
+        self._whole_step = tl.jit(self._stepped, donate_argnums=0)
+        # With shards, what each of them needs is a program of its own, so that its bits are the
+        # same however many of them a worker has. To accumulate, the last part alone is in the
+        # whole step: a program of all parts would start to send the first gradients once it has
+        # them of all parts, and hold what the others need of all parts until then.
+        self._gradients = tl.jit(self._weighted_gradients)
+        self._add = tl.jit(lambda a, b: tl.tree.map(tl.add, a, b))
+        self._fold = tl.jit(lambda stacked: tl.tree.map(_pairwise_sum, stacked))
+        self._update = tl.jit(self._updated, donate_argnums=0)
+
+    def start(self, model: Any) -> dict[str, Any]:
+        """The state before the first step, which shares no memory with `model`."""
+        model = tl.tree.map(lambda leaf: tl.asarray(leaf, copy=True), model)
+        parameters = _named(model)
+        if self._job.shard_optimizer and self._worker.size > 1:
+            self._sharded = ShardedOptimizer(self._job.optimizer, parameters, self._worker)
+            state = {"model": model, "optimizer": self._sharded.init(parameters)}
+        else:
+            state = {"model": model, "optimizer": self._job.optimizer.init(model)}
+        if self._average is not None:
+            state["average"] = self._average.init(model)
+        if self._power is not None:
+            state["compression"] = self._power.start(parameters, self._job.seed)
+        return state
+
+    def whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with what single workers have, for all of them; every worker must ask. Errors
+        of compression are stacked, (workers, ...)."""
+        state = dict(state)
+        if self._sharded is not None:
+            state["optimizer"] = self._sharded.whole(state["optimizer"], _named(state["model"]))
+        if self._power is not None:
+            errors = all_gather(state["compression"]["errors"])
+            state["compression"] = {**state["compression"], "errors": errors}
+        return state
+
+    def own(self, whole: dict[str, Any]) -> dict[str, Any]:
+        """This worker's part of a whole state, which another number of workers may have left. The
+        sum of their errors is kept."""
+        state = dict(whole)
+        if self._sharded is not None:
+            state["optimizer"] = self._sharded.own(state["optimizer"])
+        if self._power is not None:
+            rank, size = self._worker.rank, self._worker.size
+
+            def own_error(errors: tl.Tensor) -> tl.Tensor:
+                return errors[rank] if len(errors) == size else tl.sum(errors, axis=0) / size
+
+            errors = tl.tree.map(own_error, state["compression"]["errors"])
+            state["compression"] = {**state["compression"], "errors": errors}
+        return state
+
+    def input(self, epoch: int, rows: np.ndarray) -> list[tl.Tensor]:
+        """The arrays of a shard as tensors, the first one augmented."""
+        tensors = [tl.asarray(array[rows], copy=False) for array in self._job.arrays]
+        if self._job.augment is not None:
+            tensors[0] = self._augment(tl.asarray(epoch), tl.asarray(rows), tensors[0])
+        return tensors
+
+    def step(
+        self, state: dict[str, Any], step: int, shares: list[Share], arrays: list[list[tl.Tensor]]
+    ) -> tuple[dict[str, Any], tl.Tensor]:
+        """The state after the next step, and the loss over the whole batch before it."""
+        inputs = [
+            (self._key(step, share), tl.asarray(np.asarray(share.weight)), of_share)
+            for share, of_share in zip(shares, arrays, strict=True)
+        ]
+        if self._job.shards is None:
+            with communication.bucketing(self._job.bucket_bytes):
+                *earlier, last = inputs
+                carried = None
+                for of_share in earlier:
+                    partial, _ = self._gradients(state["model"], *of_share)
+                    carried = partial if carried is None else self._add(carried, partial)
+                return self._whole_step(state, carried, *last)
+        with communication.entered(None):  # a shard is computed without the other workers
+            partials = [self._gradients(state["model"], *of_share) for of_share in inputs]
+        counters = partials[0][1]
+        sums = [partial for partial, _ in partials]
+        while len(sums) > 1:  # in pairs of neighbours, as `_pairwise_sum` goes on among workers
+            sums = [self._add(a, b) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
+        # In an order that is the same for any number of workers, for which each must get all terms.
+        total = self._fold(all_gather(sums[0]))
+        return self._update(state, total, counters), total["loss"]
+
+    def _key(self, step: int, share: Share) -> tl.Tensor | None:
+        if not self._takes_key:
+            return None
+        return random.shard(random.fold_in(self._loss_key, step), share.first, len(share.rows))
+
+    def _stepped(
+        self,
+        state: dict[str, Any],
+        carried: dict[str, Any] | None,
+        key: tl.Tensor | None,
+        weight: tl.Tensor,
+        arrays: list[tl.Tensor],
+    ) -> tuple[dict[str, Any], tl.Tensor]:
+        partial, counters = self._weighted_gradients(state["model"], key, weight, arrays)
+        if carried is not None:
+            partial = tl.tree.map(tl.add, carried, partial)
+        gradients = _named_like(state["model"], partial["gradients"])
+        compression = None
+        if self._power is not None:
+            gradients, compression = self._power.reduce(gradients, state["compression"])
+        elif self._scatters:
+            assert self._sharded is not None
+            gradients = self._sharded.scatter(gradients)
+        else:
+            gradients = {name: self._summed(g) for name, g in gradients.items()}
+        total = {
+            "loss": all_reduce(partial["loss"]),
+            "gradients": list(gradients.values()),
+            "buffers": all_reduce(partial["buffers"]),
+        }
+        new = self._updated(state, total, counters)
+        if compression is not None:
+            new["compression"] = compression
+        return new, total["loss"]
+
+    @property
+    def _scatters(self) -> bool:
+        """Whether each worker gets its pieces of the summed gradients only."""
+        job = self._job
+        return self._sharded is not None and job.compression is None and job.shards is None
+
+    def _summed(self, gradient: tl.Tensor) -> tl.Tensor:
+        """The gradient over all workers; only float32 is sent in fewer bits."""
+        is_single = gradient.dtype == np.float32
+        wire = self._job.compression if isinstance(self._job.compression, str) else None
+        return all_reduce(gradient, wire=wire if is_single else None)
+
+    def _augmented(self, epoch: tl.Tensor, rows: tl.Tensor, images: tl.Tensor) -> tl.Tensor:
+        augment = self._job.augment
+        assert augment is not None
+        of_epoch = random.fold_in(self._augment_key, epoch)
+
+        def one(row: tl.Tensor, image: tl.Tensor) -> tl.Tensor:
+            # A batch of one: every row has a key of its own, whichever worker it is on.
+            return augment(random.fold_in(of_epoch, row), tl.expand_dims(image))[0]
+
+        return tl.vmap(one)(rows, images)
+
+    def _weighted_gradients(
+        self, model: Any, key: tl.Tensor | None, weight: tl.Tensor, arrays: list[tl.Tensor]
+    ) -> tuple[dict[str, Any], list[tl.Tensor]]:
+        """This worker's terms of the sums over the global batch, and its integer buffers."""
+        options = {} if key is None else {"key": key}
+
+        def weighted(x: tl.Tensor) -> tl.Tensor:
+            return x * weight.astype(x.dtype)
+
+        def objective(model: Any) -> tuple[tl.Tensor, Any]:
+            with collective.counting(weight > 0):
+                out = self._job.loss(model, *arrays, **options)
+            loss, kept = out if isinstance(out, tuple) else (out, model)
+            return weighted(tl.asarray(loss)), kept
+
+        (loss, kept), gradient = tl.value_and_grad(objective, has_aux=True)(model)
+        _check_kept(kept, model)
+        floats, counters = _split_by_dtype(_parted(kept)[1])
+        partial = {
+            "loss": loss,
+            "gradients": _parted(gradient)[0],
+            "buffers": [weighted(b) for b in floats],
+        }
+        return partial, counters
+
+    def _updated(
+        self, state: dict[str, Any], total: dict[str, Any], counters: list[tl.Tensor]
+    ) -> dict[str, Any]:
+        job, model = self._job, state["model"]
+        parameters, old_buffers = _parted(model)
+        floats, integers = iter(total["buffers"]), iter(counters)
+        buffers = [next(floats if _is_float(b) else integers) for b in old_buffers]
+        if self._sharded is not None:
+            named = _named_like(model, parameters)
+            gradients = _named_like(model, total["gradients"])
+            if not self._scatters:
+                gradients = self._sharded.pieces(gradients)
+            updated, optimizer = self._sharded.update(gradients, state["optimizer"], named)
+            new = {"model": _joined(model, list(updated.values()), buffers), "optimizer": optimizer}
+        else:
+            model = _joined(model, parameters, buffers)
+            gradient = _joined(model, total["gradients"], [tl.zeros_like(b) for b in buffers])
+            updates, optimizer = job.optimizer.update(gradient, state["optimizer"], model)
+            new = {"model": optim.apply_updates(model, updates), "optimizer": optimizer}
+        if self._average is not None:
+            new["average"] = self._average.update(state["average"], new["model"])
+        return new
+
+
+def moving_average(job: Job) -> optim.MovingAverage | None:
+    """The moving average that the job asks for. Its warm-up forgets the initial parameters soon."""
+    return optim.ema(job.ema, warm_up=True) if job.ema is not None else None
+
+
+def _pairwise_sum(x: tl.Tensor) -> tl.Tensor:
+    """The sum over axis 0, whose length is a power of two, as a balanced tree of neighbours."""
+    while x.shape[0] > 1:
+        x = x[0::2] + x[1::2]
+    return x[0]
+
+
+def _check_kept(kept: Any, model: Any) -> None:
+    found, wanted = tl.tree.structure(kept), tl.tree.structure(model)
+    if found != wanted:
+        raise TypeError(
+            "Trainer: the loss returns a scalar, or (scalar, model); what it returned beside the "
+            f"scalar has the structure {found}, the model {wanted}"
+        )
+
+
+def _is_float(x: tl.Tensor) -> bool:
+    return tl.isdtype(x.dtype, "real floating")
+
+
+def _split_by_dtype(tensors: list[tl.Tensor]) -> tuple[list[tl.Tensor], list[tl.Tensor]]:
+    """Floating-point tensors, and the others."""
+    return [x for x in tensors if _is_float(x)], [x for x in tensors if not _is_float(x)]
+
+
+def _parted(tree: Any) -> tuple[list[tl.Tensor], list[tl.Tensor]]:
+    """The leaves of a model, or of a tree of its structure: parameters, and buffers."""
+    pairs = list(zip(tl.tree.leaves(tree), tl.tree.parameter_mask(tree), strict=True))
+    return [x for x, is_parameter in pairs if is_parameter], [x for x, p in pairs if not p]
+
+
+def _named_like(model: Any, parameters: list[tl.Tensor]) -> dict[str, tl.Tensor]:
+    """Tensors in the order of a model's parameters, by the dotted names of these."""
+    pairs = zip(tl.tree.paths(model), tl.tree.parameter_mask(model), strict=True)
+    names = [name for name, is_parameter in pairs if is_parameter]
+    return dict(zip(names, parameters, strict=True))
+
+
+def _named(model: Any) -> dict[str, tl.Tensor]:
+    """The parameters of a model by dotted name."""
+    return _named_like(model, _parted(model)[0])
+
+
+def _joined(like: Any, parameters: list[tl.Tensor], buffers: list[tl.Tensor]) -> Any:
+    """The tree of the structure of `like` with these parameters and buffers."""
+    supply, state = iter(parameters), iter(buffers)
+    leaves = [next(supply if p else state) for p in tl.tree.parameter_mask(like)]
+    return tl.tree.unflatten(tl.tree.structure(like), leaves)
