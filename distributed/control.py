@@ -1,10 +1,12 @@
 """The control channel: who failed and why, told to every rank at once, and a common end.
 
 Every rank keeps one connection to rank 0, watched by a thread of its own, so that a failure arrives
-while the main thread waits in a collective or computes. Rank 0 passes on what it hears. Three
-messages exist: ABORT (a `Failure`), BYE (this rank is done, well or not) and DONE (rank 0: all
-ranks are done). A connection that ends before BYE means a dead process. The first failure counts;
-it wakes a blocked collective through the callback, and every later one raises it.
+while the main thread waits in a collective or computes. Rank 0 passes on what it hears. Four
+messages exist: ABORT (a `Failure`), BYE (this rank is done, well or not), DONE (rank 0: all ranks
+are done) and ALIVE, once in a second. A connection that ends before BYE means a dead process; one
+on which nothing arrives, a process that is stopped, or a network that is gone. The thread does
+nothing else, so slow input and long computations are no silence. The first failure counts; it wakes
+a blocked collective through the callback, and every later one raises it.
 
 Messages are frames of JSON with a bounded length, and are read only from connections that passed
 the handshake."""
@@ -25,6 +27,8 @@ from .streams import Stream, send_all
 
 MAX_MESSAGE = 1024 * 1024  # room for a failure of `errors.TEXT_LIMIT` characters, all escaped
 SEND_SECONDS = 5.0
+BEAT_SECONDS = 1.0
+ASLEEP_SECONDS = 2.5  # without a beat of its own: then this process stood still, not the others
 RECEIVE_BYTES = 64 * 1024
 
 
@@ -34,6 +38,7 @@ class Control:
     Args:
         links: streams by rank: all ranks' on rank 0, rank 0's on the others. `Control` owns them.
         on_failure: called once, from any thread, when the first failure is known.
+        silence: seconds without a sign of life after which a rank is lost.
     """
 
     def __init__(
@@ -42,12 +47,14 @@ class Control:
         members: list[Member],
         links: dict[int, Stream],
         on_failure: Callable[[], None],
+        silence: float,
     ):
         self.failure: Failure | None = None
         self._rank = rank
         self._members = members
         self._links = {peer: _Link(link) for peer, link in links.items()}
         self._on_failure = on_failure
+        self._silence = silence
         self._lock = threading.Lock()
         self._failed = threading.Event()
         self._all_done = threading.Event()
@@ -123,12 +130,35 @@ class Control:
                 # What came with the end of the handshake has left the socket and would not wake us.
                 if self._read(peer):
                     selector.register(link.stream.fileno(), selectors.EVENT_READ, peer)
+            beat = time.monotonic()
+            heard = dict.fromkeys(self._links, beat)
             while not self._closing:
-                for key, _ in selector.select():
+                ready = selector.select(max(0.0, beat + BEAT_SECONDS - time.monotonic()))
+                now = time.monotonic()
+                if now - beat > ASLEEP_SECONDS:
+                    heard = dict.fromkeys(heard, now)
+                for key, _ in ready:
                     if key.data is None:
                         continue
+                    heard[key.data] = now
                     if not self._read(key.data):
                         selector.unregister(key.fileobj)
+                        del heard[key.data]
+                if now - beat >= BEAT_SECONDS:
+                    beat = now
+                    self._beat(heard, now)
+
+    def _beat(self, heard: dict[int, float], now: float) -> None:
+        """Give a sign of life, and see from whom none has come."""
+        for peer, last in list(heard.items()):
+            self._send(peer, {"kind": "alive"})
+            if now - last > self._silence:
+                del heard[peer]
+                self._lost(
+                    peer,
+                    f"there has been no sign of life from it for {now - last:.0f} s; its process "
+                    "is stopped, or the network to its host is down",
+                )
 
     def _read(self, peer: int) -> bool:
         """Take in what `peer` sent; False when its connection has ended."""
@@ -137,7 +167,11 @@ class Control:
                 self._handle(peer, message)
             return True
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._lost(peer, str(error))
+            self._lost(
+                peer,
+                f"its control connection ended without a farewell ({error}); the process was "
+                "probably killed (out of memory?) or its host went away",
+            )
             return False
 
     def _handle(self, peer: int, message: Message) -> None:
@@ -148,18 +182,16 @@ class Control:
             self._said_bye(peer)
         elif kind == "done" and self._rank != 0:
             self._all_done.set()
+        elif kind == "alive":
+            pass
         else:
             raise ValueError(f"unknown control message {kind!r}")
 
-    def _lost(self, peer: int, reason: str) -> None:
+    def _lost(self, peer: int, message: str) -> None:
         ended = self._all_done.is_set() if self._rank != 0 else peer not in self._waiting_for
         if ended or self._closing:
             return
         host = self._members[peer].host
-        message = (
-            f"its control connection ended without a farewell ({reason}); "
-            "the process was probably killed (out of memory?) or its host went away"
-        )
         self._fail(Failure(peer, host, "lost", "PeerError", message), heard_from=peer)
         if self._rank == 0:
             self._said_bye(peer)

@@ -11,6 +11,8 @@ from . import cluster
 from .errors import DistributedError, Failure, WorkerError, first_cause
 from .life import Options, check_call
 
+LEAST_SILENCE = 3.0  # seconds
+
 
 def launch(
     main: Callable[..., Any],
@@ -21,6 +23,7 @@ def launch(
     device: str = "cpu",
     timeout: float = 300.0,
     connect_timeout: float = 60.0,
+    heartbeat_timeout: float = 8.0,
     slots_timeout: float = 60.0,
     port_range: tuple[int, int] | None = None,
     bind: str | None = None,
@@ -41,6 +44,9 @@ def launch(
         device: where the workers' tensors are made unless told otherwise.
         timeout: seconds without any progress after which a collective gives up.
         connect_timeout: seconds within which the workers must have connected.
+        heartbeat_timeout: seconds without a sign of life after which a worker counts as lost. A
+            thread of its own gives one each second, so a worker may compute, or wait for its input,
+            for as long as it likes.
         slots_timeout: seconds to wait at most for the first executors of a new session. Once some
             are there and a few seconds bring no more, it is decided whether they suffice.
         port_range: first and last port on which workers may listen; None leaves the choice to the
@@ -65,6 +71,11 @@ def launch(
         TypeError, ValueError: an argument makes no sense.
     """
     check_call("launch", main, args, num_workers, timeout, port_range)
+    if not isinstance(heartbeat_timeout, int | float) or not heartbeat_timeout >= LEAST_SILENCE:
+        raise ValueError(
+            f"launch: heartbeat_timeout must be at least {LEAST_SILENCE:g} seconds, since there is "
+            f"a sign of life each second, got {heartbeat_timeout!r}"
+        )
     call = _pickled(main, args)
     context = cluster.spark_context(spark, num_workers)
     cluster.check(context, num_workers, slots_timeout)
@@ -73,6 +84,7 @@ def launch(
         device=device,
         timeout=timeout,
         connect_timeout=connect_timeout,
+        heartbeat_timeout=heartbeat_timeout,
         bind=bind,
         port_range=port_range,
         encrypt=cluster.must_encrypt(context, encrypt),

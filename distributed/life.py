@@ -35,6 +35,7 @@ class Options:
     device: str = "cpu"
     timeout: float = 300.0
     connect_timeout: float = 60.0
+    heartbeat_timeout: float = 8.0
     grace: float = 3.0
     bind: str | None = None
     port_range: tuple[int, int] | None = None
@@ -121,7 +122,9 @@ def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: 
             segment.close()
         return Outcome(failure=failure_of(error, rank, host, place.partition), settled=False)
     fabric = Fabric(rank, links, segment, options.timeout)
-    control = Control(rank, links.members, links.control, on_failure=fabric.interrupt)
+    control = Control(
+        rank, links.members, links.control, fabric.interrupt, options.heartbeat_timeout
+    )
     ring = Ring(rank, place.hosts, fabric, control, options.timeout)
     worker = _worker(place, options, ring, links.credentials.attempt)
 

@@ -14,10 +14,11 @@ import tensorlite as tl
 from tensorlite import communication, optim
 from tensorlite.data import ArrayDataset
 
-from . import cluster
+from . import cluster, recovery
 from .checkpoint import CheckpointFolder
 from .compression import PowerSGD
 from .compression import check as check_compression
+from .errors import SlotsError, WorkerError
 from .launch import launch
 from .local import local_worker
 from .monitor import Monitor, MonitorAddress, ProgressBar, Record, Reporter
@@ -41,6 +42,7 @@ class TrainingResult:
             together), and on rank 0 the parts of a step's time spent on input, compute and
             communication, which add up to 1. Communication is what was waited for;
             hidden_communication is the part of a step in which it went on behind computation.
+            restarts: how many times the training was started again after a failure.
             Rates leave out the first step of each batch size, which is traced and compiled.
     """
 
@@ -110,11 +112,15 @@ class Trainer:
             but that batch norm takes its statistics over a part. Not with `shards`, which are
             computed one after the other anyway.
         seed: of the order of rows, the augmentation and the loss's keys.
+        max_restarts: a training that loses a worker (its process, its host or the network to it) is
+            started again by itself, from the newest checkpoint, and without a checkpoint from the
+            beginning. It gives up when that has failed so many times without getting further. An
+            exception in your code is raised at once, since it would come again.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second, communication and hidden_communication.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
-            slots_timeout, port_range, bind, encrypt.
+            heartbeat_timeout, slots_timeout, port_range, bind, encrypt.
     """
 
     def __init__(
@@ -136,6 +142,7 @@ class Trainer:
         shard_optimizer: bool = False,
         accumulate: int = 1,
         seed: int = 0,
+        max_restarts: int = 3,
         progress: bool | Watcher = True,
         spark: Any = None,
         launch_options: dict[str, Any] | None = None,
@@ -161,6 +168,7 @@ class Trainer:
         if ema is not None and not (isinstance(ema, int | float) and 0 <= ema < 1):
             raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema!r}")
         _check_count("seed", seed, 0)
+        _check_count("max_restarts", max_restarts, 0)
         if bucket_bytes is not None:
             _check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
@@ -192,6 +200,7 @@ class Trainer:
         self.shard_optimizer = shard_optimizer
         self.accumulate = accumulate
         self.seed = seed
+        self.max_restarts = max_restarts
         self.progress = progress
         self.spark = spark
         self.launch_options = _checked_options(launch_options)
@@ -221,8 +230,8 @@ class Trainer:
         job = self._job(data, steps, epochs)
         began = time.perf_counter()
         with self._watching(job) as watch:
-            progress = self._run(job, model, watch)
-        return self._result(job, progress, time.perf_counter() - began)
+            progress, restarts = self._run(job, model, watch)
+        return self._result(job, progress, restarts, time.perf_counter() - began)
 
     def _job(self, data: ArrayDataset, steps: int | None, epochs: int | None) -> Job:
         if not isinstance(data, ArrayDataset):
@@ -272,35 +281,43 @@ class Trainer:
         else:
             yield None
 
-    def _run(self, job: Job, model: Any, watch: Watcher | None) -> Progress:
+    def _run(self, job: Job, model: Any, watch: Watcher | None) -> tuple[Progress, int]:
+        """How the run ended, and how many times it was started again."""
         if self.num_workers == 0:
             with local_worker(self.device) as worker, tl.default_device(self.device):
                 here = _moved(model, self.device)
                 progress = train(worker, job, here, _direct(watch))
-            return dataclasses.replace(progress, state=_moved(progress.state, "cpu"))
-        with self._monitor(watch) as address:
-            results = launch(
-                _train_in_worker,
-                (job, model, address),
-                num_workers=self.num_workers,
-                spark=self.spark,
-                device=self.device,
-                **self.launch_options,
-            )
-        return results[0]
+            return dataclasses.replace(progress, state=_moved(progress.state, "cpu")), 0
+        heard = recovery.Heard(watch)
+        restarts = recovery.Restarts(self.max_restarts, job.checkpoint is not None)
+        with self._monitor(heard) as address:
+            while True:
+                heard.begin()
+                try:
+                    results = launch(
+                        _train_in_worker,
+                        (job, model, address),
+                        num_workers=self.num_workers,
+                        spark=self.spark,
+                        device=self.device,
+                        **self.launch_options,
+                    )
+                except (WorkerError, SlotsError) as error:
+                    restarts.after(error, heard)  # raises it, or waits
+                else:
+                    return results[0], restarts.count
 
     @contextlib.contextmanager
-    def _monitor(self, watch: Watcher | None) -> Iterator[MonitorAddress | None]:
+    def _monitor(self, watch: Watcher) -> Iterator[MonitorAddress]:
         """Where rank 0 may report to, while the block runs."""
-        if watch is None:
-            yield None
-            return
         context = cluster.spark_context(self.spark, self.num_workers)
         encrypt = cluster.must_encrypt(context, self.launch_options.get("encrypt"))
         with Monitor(cluster.driver_host(context), watch, encrypt) as monitor:
             yield monitor.address
 
-    def _result(self, job: Job, progress: Progress, seconds: float) -> TrainingResult:
+    def _result(
+        self, job: Job, progress: Progress, restarts: int, seconds: float
+    ) -> TrainingResult:
         state, timing = progress.state, progress.timing
         average = moving_average(job)
         averaged = average.average(state["average"], state["model"]) if average else None
@@ -315,13 +332,14 @@ class Trainer:
             "compute": timing.compute / total,
             "communication": timing.communication / total,
             "hidden_communication": timing.hidden / total,
+            "restarts": restarts,
         }
         history = {"loss": progress.losses}
         return TrainingResult(state["model"], averaged, state["optimizer"], history, summary)
 
 
 def _train_in_worker(
-    worker: Worker, job: Job, model: Any, address: MonitorAddress | None
+    worker: Worker, job: Job, model: Any, address: MonitorAddress
 ) -> Progress | None:
     """The main function of a worker. Only rank 0 sends its state back: the others' is the same."""
     reporter = Reporter(address if worker.rank == 0 else None)
@@ -345,7 +363,15 @@ def _moved(tree: Any, device: str) -> Any:
 
 
 def _checked_options(options: Any) -> dict[str, Any]:
-    allowed = ("timeout", "connect_timeout", "slots_timeout", "port_range", "bind", "encrypt")
+    allowed = (
+        "timeout",
+        "connect_timeout",
+        "heartbeat_timeout",
+        "slots_timeout",
+        "port_range",
+        "bind",
+        "encrypt",
+    )
     if options is None:
         return {}
     if not isinstance(options, dict) or not set(options) <= set(allowed):

@@ -3,9 +3,11 @@
 import socket
 import struct
 import threading
+import time
 
 import pytest
 
+from tensorlite.distributed import control as control_module
 from tensorlite.distributed.control import MAX_MESSAGE, Control
 from tensorlite.distributed.errors import Failure
 from tensorlite.distributed.frames import frame
@@ -20,18 +22,18 @@ LONG = 20.0  # seconds: a bound for what should take none
 class World:
     """The control channels of `size` ranks over socket pairs. `raw[k]` is rank k's end."""
 
-    def __init__(self, size: int, without: tuple[int, ...] = ()):
+    def __init__(self, size: int, without: tuple[int, ...] = (), silence: float = 8.0):
         members = [Member(rank, f"host{rank}", 1) for rank in range(size)]
         hub_links, self.raw = {}, {}
         for rank in range(1, size):
             ours, self.raw[rank] = socket.socketpair()
             hub_links[rank] = PlainStream(ours)
         self.woken = [threading.Event() for _ in range(size)]
-        self.ranks = {0: Control(0, members, hub_links, self.woken[0].set)}
+        self.ranks = {0: Control(0, members, hub_links, self.woken[0].set, silence)}
         for rank in range(1, size):
             if rank not in without:
                 link = {0: PlainStream(self.raw[rank])}
-                self.ranks[rank] = Control(rank, members, link, self.woken[rank].set)
+                self.ranks[rank] = Control(rank, members, link, self.woken[rank].set, silence)
 
     def close(self):
         for control in self.ranks.values():
@@ -86,6 +88,40 @@ def test_a_dead_process_is_named_by_all_others(make_world, victim):
         failure = control.wait_failure(LONG)
         assert (failure.kind, failure.rank, failure.host) == ("lost", victim, f"host{victim}")
         assert "was lost: its control connection ended without a farewell" in failure.describe()
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_gives_no_sign_of_life_is_lost(make_world, monkeypatch, victim):
+    monkeypatch.setattr(control_module, "BEAT_SECONDS", 0.05)
+    world = make_world(3, silence=0.4)
+    time.sleep(0.8)
+    assert all(control.failure is None for control in world.ranks.values())
+    silent = world.ranks[victim]
+    monkeypatch.setattr(silent, "_send", lambda peer, message: None)  # as if it were stopped
+    for rank, control in world.ranks.items():
+        if rank != victim:
+            failure = control.wait_failure(LONG)
+            assert (failure.kind, failure.rank) == ("lost", victim)
+            assert "there has been no sign of life from it for" in failure.message
+
+
+def test_who_stood_still_itself_blames_nobody(make_world, monkeypatch):
+    """As where all processes of a machine are stopped for a while and go on."""
+    monkeypatch.setattr(control_module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(control_module, "ASLEEP_SECONDS", 0.3)
+    stood_still, plain = set(), Control._beat
+
+    def beat(self, heard, now):
+        if self not in stood_still:
+            stood_still.add(self)
+            time.sleep(1.0)
+        plain(self, heard, now)
+
+    monkeypatch.setattr(Control, "_beat", beat)
+    world = make_world(2, silence=0.5)
+    time.sleep(1.6)
+    assert stood_still == set(world.ranks.values())
+    assert all(control.failure is None for control in world.ranks.values())
 
 
 def leave_all(world, seconds=None):
@@ -162,7 +198,7 @@ def test_a_message_that_came_with_the_end_of_the_handshake():
     send_all(theirs, b"x" + frame(message), soon())
     assert receive_exactly(ours, 1, soon()) == b"x"
     members = [Member(rank, f"host{rank}", 1) for rank in range(2)]
-    control = Control(0, members, {1: ours}, lambda: None)
+    control = Control(0, members, {1: ours}, lambda: None, 8.0)
     assert control.wait_failure(LONG) == failure_at(1)
     control.close()
     theirs.close()
