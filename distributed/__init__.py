@@ -8,6 +8,7 @@ do the same without Spark."""
 
 from __future__ import annotations
 
+from .checkpoint import load_checkpoint
 from .collectives import all_gather, all_reduce, barrier, broadcast, reduce_scatter
 from .compression import PowerSGD
 from .errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "broadcast",
     "current_worker",
     "launch",
+    "load_checkpoint",
     "local_worker",
     "reduce_scatter",
     "run_local",

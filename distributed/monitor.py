@@ -129,9 +129,11 @@ def _is_reporter(channel: str, rank: int) -> bool:
 
 
 class Reporter:
-    """Sends records to a `Monitor`; without an address, or once the connection is lost, nowhere."""
+    """Sends records to a `Monitor`, from any thread; without an address, or once the connection is
+    lost, nowhere."""
 
     def __init__(self, address: MonitorAddress | None):
+        self._sending = threading.Lock()
         self._stream: Stream | None = None
         self._last = 0.0
         if address is None:
@@ -148,6 +150,10 @@ class Reporter:
 
     def __call__(self, record: Record, last: bool = False) -> None:
         """Send `record`, unless one was sent a moment ago and this is not the last."""
+        with self._sending:
+            self._send(record, last)
+
+    def _send(self, record: Record, last: bool) -> None:
         now = time.monotonic()
         if self._stream is None or (now - self._last < SECONDS_BETWEEN_RECORDS and not last):
             return

@@ -43,6 +43,9 @@ class Heard:
         self.last: int | None = None  # of all
 
     def __call__(self, record: dict[str, Any]) -> None:
+        if "warning" in record:
+            warnings.warn(str(record["warning"]), RuntimeWarning, stacklevel=2)
+            return
         with self._lock:
             step = int(record["step"])
             if self.first is None:

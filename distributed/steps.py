@@ -45,6 +45,8 @@ class Job:
     compression: str | PowerSGD | None = None
     accumulate: int = 1
     shard_optimizer: bool = False
+    keep_checkpoints: int = 3
+    keep_best: bool = False
 
     @property
     def steps_per_epoch(self) -> int:

@@ -77,9 +77,13 @@ class Trainer:
             mapped over the rows and sees a batch of one: images of shape (1, ...), and must be
             traceable.
         ema: decay of a moving average of the parameters, such as 0.9999 (`optim.ema` with warm-up).
-        checkpoint: a folder on the host of rank 0. The state is saved there at the end and every
-            `checkpoint_every` steps, and a run whose folder holds a checkpoint goes on from there,
-            with any number of workers but the same data, batch_size, drop_last and seed.
+        checkpoint: a folder: a local path, or a URI such as hdfs:// or s3://. The state is saved
+            there at the end and every `checkpoint_every` steps, by rank 0, while training goes on;
+            and a run whose folder holds a checkpoint goes on from there, with any number of workers
+            but the same data, batch_size, drop_last and seed. On several hosts it should be a
+            place that all of them reach.
+        keep_checkpoints: how many of the newest are kept.
+        keep_best: also keep the one with the least loss, the mean since the one before.
         drop_last: leave out the smaller batch at the end of an epoch.
         shards: a power of two, such as 4. Gradients are then computed in so many parts of each
             batch, which are summed in a fixed order: 1, 2 and 4 workers end with identical bits.
@@ -135,6 +139,8 @@ class Trainer:
         ema: float | None = None,
         checkpoint: str | None = None,
         checkpoint_every: int | None = None,
+        keep_checkpoints: int = 3,
+        keep_best: bool = False,
         drop_last: bool = False,
         shards: int | None = None,
         bucket_bytes: int | None = communication.BUCKET_BYTES,
@@ -168,6 +174,7 @@ class Trainer:
         if ema is not None and not (isinstance(ema, int | float) and 0 <= ema < 1):
             raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema!r}")
         _check_count("seed", seed, 0)
+        _check_count("keep_checkpoints", keep_checkpoints, 1)
         _check_count("max_restarts", max_restarts, 0)
         if bucket_bytes is not None:
             _check_count("bucket_bytes", bucket_bytes, 1)
@@ -193,6 +200,7 @@ class Trainer:
         self.ema = ema
         self.checkpoint = str(checkpoint) if checkpoint is not None else None
         self.checkpoint_every = checkpoint_every
+        self.keep_checkpoints, self.keep_best = keep_checkpoints, keep_best
         self.drop_last = drop_last
         self.shards = shards
         self.bucket_bytes = bucket_bytes
@@ -257,6 +265,8 @@ class Trainer:
             ema=self.ema,
             checkpoint=self.checkpoint,
             checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=self.keep_checkpoints,
+            keep_best=self.keep_best,
             drop_last=self.drop_last,
             shards=self.shards,
             bucket_bytes=self.bucket_bytes,
@@ -351,9 +361,10 @@ def _train_in_worker(
 
 
 def _direct(watch: Watcher | None) -> Callable[..., None]:
+    heard = recovery.Heard(watch)
+
     def report(record: Record, last: bool = False) -> None:
-        if watch is not None:
-            watch(record)
+        heard(record)
 
     return report
 

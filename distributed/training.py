@@ -7,6 +7,7 @@ share in rank order."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -21,7 +22,7 @@ import tensorlite as tl
 from tensorlite import communication
 from tensorlite.data import permutation
 
-from .checkpoint import CheckpointFolder
+from .checkpoint import CheckpointFolder, Writer
 from .collectives import all_gather, broadcast
 from .errors import DistributedError
 from .steps import Functions, Job, Share
@@ -66,8 +67,24 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
     functions = Functions(job, worker)
     state = functions.start(model)
     _check_agreement(worker, model)
-    folder = CheckpointFolder(job.checkpoint) if job.checkpoint is not None else None
+    folder = _opened(worker, job)
     step, state, losses = _resume(worker, job, functions, folder, state)
+    with contextlib.ExitStack() as stack:
+        save = _saver(worker, job, folder, report, stack)
+        return _loop(worker, job, functions, report, save, step, state, losses)
+
+
+def _loop(
+    worker: Worker,
+    job: Job,
+    functions: Functions,
+    report: Callable[..., None],
+    save: Callable[..., None],
+    step: int,
+    state: dict[str, Any],
+    losses: list[float],
+) -> Progress:
+    """The steps from `step` on."""
     timing = Timing()
     shapes_seen: set[int] = set()
     for epoch, batch in _batches(job, start=step):
@@ -90,11 +107,8 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
         shapes_seen.add(len(batch))
         if worker.rank == 0:
             report(_record(step, epoch, losses[-1], timing), last=step == job.steps)
-        if folder is not None and _is_due(job, step):
-            whole = functions.whole(state)
-            if worker.rank == 0:
-                about = _order_of(job) | {"workers": str(worker.size)}
-                folder.save(step, _checkpoint_of(whole, losses), about)
+        if _is_due(job, step):
+            save(step, functions.whole(state), losses)
     return Progress(functions.whole(state), losses, timing)
 
 
@@ -166,7 +180,40 @@ def _order_of(job: Job) -> dict[str, str]:
 
 def _is_due(job: Job, step: int) -> bool:
     every = job.checkpoint_every
-    return step == job.steps or (every is not None and step % every == 0)
+    is_last = step == job.steps
+    return job.checkpoint is not None and (is_last or (every is not None and step % every == 0))
+
+
+def _opened(worker: Worker, job: Job) -> CheckpointFolder | None:
+    """The folder of checkpoints, which rank 0 can write to."""
+    if job.checkpoint is None:
+        return None
+    folder = CheckpointFolder(job.checkpoint, job.keep_checkpoints, job.keep_best)
+    if worker.rank == 0:
+        folder.prepare()
+    return folder
+
+
+def _saver(
+    worker: Worker,
+    job: Job,
+    folder: CheckpointFolder | None,
+    report: Callable[..., None],
+    stack: contextlib.ExitStack,
+) -> Callable[..., None]:
+    """What saves a whole state: on rank 0 a thread of its own, which has saved everything when
+    `stack` ends."""
+    if folder is None or worker.rank != 0:
+        return lambda step, state, losses: None
+    writer = Writer(folder, lambda problem: report({"warning": problem}, last=True))
+    stack.callback(writer.close)
+    about = _order_of(job) | {"workers": str(worker.size)}
+
+    def save(step: int, state: dict[str, Any], losses: list[float]) -> None:
+        recent = losses[-(job.checkpoint_every or 1) :]
+        writer.put(step, _checkpoint_of(state, losses), about, sum(recent) / len(recent))
+
+    return save
 
 
 def _resume(
@@ -176,12 +223,15 @@ def _resume(
     folder: CheckpointFolder | None,
     state: dict[str, Any],
 ) -> tuple[int, dict[str, Any], list[float]]:
-    """Where to start: rank 0's newest checkpoint, sent to all, or the beginning."""
-    saved = folder.steps() if folder is not None and worker.rank == 0 else []
-    found = [saved[-1], 1] if saved else [0, 0]
-    if folder is not None and saved:
-        found[1] = int(folder.metadata(saved[-1]).get("workers", "1"))
-    step, workers = np.asarray(broadcast(tl.asarray(np.asarray(found)))).tolist()
+    """Where to start: the newest whole checkpoint that any rank finds, sent to all, or the
+    beginning. Ranks on several hosts may see several folders."""
+    found = folder.newest() if folder is not None else None
+    workers = 0
+    if folder is not None and found is not None:
+        workers = int(folder.metadata(found).get("workers", "1"))
+    everyone = np.asarray(all_gather(tl.asarray(np.asarray([found or 0, workers]))))
+    root = int(np.argmax(everyone[:, 0]))
+    step, workers = everyone[root].tolist()
     if step == 0:
         return 0, state, []
     if step > job.steps:
@@ -197,7 +247,7 @@ def _resume(
         }
         like["compression"] = {**like["compression"], "errors": errors}
     tree = _checkpoint_of(like, [0.0] * step)
-    if worker.rank == 0:
+    if worker.rank == root:
         assert folder is not None
         saved_order, order = folder.metadata(step), _order_of(job)
         changed = [k for k in order if saved_order.get(k) != order[k]]
@@ -208,5 +258,5 @@ def _resume(
                 "rows would be repeated or left out. Choose another folder, or the old values"
             )
         tree = folder.load(step, like=tree)
-    tree = broadcast(tree)
+    tree = broadcast(tree, root=root)
     return step, functions.own(tree["state"]), np.asarray(tree["losses"]).tolist()

@@ -1,21 +1,29 @@
-"""Where data files lie: one small interface over local folders and pyarrow's file systems.
+"""Where files lie: one small interface over local folders and pyarrow's file systems.
 
 Readers need three questions answered: what is at a path, what is in a folder, and which bytes are
-in a file. Local paths and file:// need nothing but Python; any other URI goes through pyarrow,
-which is imported only then.
+in a file. Writers put whole files, which appear at once. Local paths and file:// need nothing but
+Python; any other URI goes through pyarrow, which is imported only then.
 """
 
+import contextlib
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+UNFINISHED = ".unfinished-"  # what the names of files begin with that are being written
+_PIECE = 1 << 20  # bytes that are copied at a time
+
 
 class Store(Protocol):
-    """A file system, as far as a reader needs one. Paths are strings with `/` between parts."""
+    """A file system, as far as it is needed. Paths are strings with `/` between parts."""
 
     def kind(self, path: str) -> str:
         """Return "file", "folder" or "nothing"."""
@@ -31,6 +39,20 @@ class Store(Protocol):
 
     def show(self, path: str) -> str:
         """Return the path as a user would write it, without credentials, for error messages."""
+        ...
+
+    def local(self, path: str) -> AbstractContextManager[Path]:
+        """Return a context in which the file is one of this machine."""
+        ...
+
+    def put(self, path: str, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a new local file of the suffix of `path`, then let it appear at `path`,
+        all at once; folders are made.
+        """
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
         ...
 
 
@@ -105,6 +127,22 @@ class LocalStore:
     def show(self, path: str) -> str:
         return str(Path(path))
 
+    def local(self, path: str) -> AbstractContextManager[Path]:
+        return contextlib.nullcontext(Path(path))
+
+    def put(self, path: str, write: Callable[[Path], None]) -> None:
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f"{UNFINISHED}{os.urandom(6).hex()}-{final.name}")
+        try:
+            write(temporary)
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)
+
 
 class ArrowStore:
     """A pyarrow file system, such as HDFS or S3. `prefix` is put before paths that are shown."""
@@ -131,3 +169,28 @@ class ArrowStore:
 
     def show(self, path: str) -> str:
         return self._prefix + path
+
+    @contextlib.contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.rpartition("/")[2]
+            with self._system.open_input_stream(path) as source, open(copy, "wb") as target:
+                shutil.copyfileobj(source, target, _PIECE)
+            yield copy
+
+    def put(self, path: str, write: Callable[[Path], None]) -> None:
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as local:
+            copy = Path(local) / name
+            write(copy)
+            self._system.create_dir(folder, recursive=True)
+            # In an object store a file appears when its writer is closed.
+            at_once = self._system.type_name in ("s3", "gcs", "abfs")
+            target = path if at_once else f"{folder}/{UNFINISHED}{os.urandom(6).hex()}-{name}"
+            with open(copy, "rb") as source, self._system.open_output_stream(target) as stream:
+                shutil.copyfileobj(source, stream, _PIECE)
+            if not at_once:
+                self._system.move(target, path)
+
+    def remove(self, path: str) -> None:
+        self._system.delete_file(path)
