@@ -14,7 +14,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-opencl lint lint-ruff lint-mypy wheel-check peers bench clean java force
+.PHONY: help demo test test-opencl chaos lint lint-ruff lint-mypy wheel-check peers bench clean java force
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | awk -F '|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ test: java $(STAMP)  ## run all tests
 
 test-opencl: $(STAMP)  ## the OpenCL tests on PoCL, on Intel's runtime and under Oclgrind, which it installs
 	@.ci/opencl.sh $(BIN)/python $(ARGS)
+
+chaos: java $(STAMP)  ## kill, stop and tear in many trainings on a local Spark cluster (ARGS="--faults 200")
+	@$(BIN)/python -m tests.chaos.run $(ARGS)
 
 lint: lint-ruff lint-mypy  ## ruff check, ruff format --check, mypy
 

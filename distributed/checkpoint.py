@@ -77,7 +77,7 @@ class CheckpointFolder:
             self._store.put(probe, _touch)
             self._store.remove(probe)
             for name in self._store.names(self._place):
-                if name.startswith(UNFINISHED):
+                if UNFINISHED in name:
                     with contextlib.suppress(FileNotFoundError):
                         self._store.remove(f"{self._place}/{name}")
         except OSError as error:

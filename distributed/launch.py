@@ -23,7 +23,7 @@ def launch(
     device: str = "cpu",
     timeout: float = 300.0,
     connect_timeout: float = 60.0,
-    heartbeat_timeout: float = 8.0,
+    heartbeat_timeout: float = 6.0,
     slots_timeout: float = 60.0,
     port_range: tuple[int, int] | None = None,
     bind: str | None = None,

@@ -35,7 +35,7 @@ class Options:
     device: str = "cpu"
     timeout: float = 300.0
     connect_timeout: float = 60.0
-    heartbeat_timeout: float = 8.0
+    heartbeat_timeout: float = 6.0
     grace: float = 3.0
     bind: str | None = None
     port_range: tuple[int, int] | None = None

@@ -72,7 +72,9 @@ def test_one_of_a_newer_version_is_refused(
 
 def test_what_a_killed_writer_has_left_is_removed(tmp_path: pathlib.Path) -> None:
     folder_with(tmp_path, [1])
-    (tmp_path / f"{files.UNFINISHED}ab-step-000000002.safetensors").write_bytes(b"half")
+    for name in ("ab-step-000000002.safetensors", "ab-step-000000002.safetensors.cd.tmp"):
+        (tmp_path / f"{files.UNFINISHED}{name}").write_bytes(b"half")
+    (tmp_path / f".{files.UNFINISHED}ab-step-000000002.safetensors.cd.tmp").write_bytes(b"half")
     folder = CheckpointFolder(str(tmp_path))
     assert folder.steps() == [1]
     folder.prepare()

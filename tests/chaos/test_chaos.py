@@ -1,0 +1,77 @@
+"""A short form of the chaos suite: each fault once. `make chaos` runs as many as one likes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import tensorlite.distributed as dist
+from tests.chaos import faults
+from tests.distributed.conftest import spark_local_cluster, wait_until_gone
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    with spark_local_cluster(workers=2) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return faults.fit(tmp_path_factory.mktemp("undisturbed"), lambda record: None)
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS)
+def test_a_fault_changes_nothing(fault: str, undisturbed: Any, tmp_path: pathlib.Path) -> None:
+    outcome = faults.strike(fault, 3, tmp_path, undisturbed)
+    print(outcome)
+    assert "was lost" in outcome.named
+    assert outcome.is_well, outcome
+
+
+def test_a_driver_that_is_killed_and_run_again(
+    spark: Any, undisturbed: Any, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "tests.chaos.run", "--train", str(folder)]
+    driver = subprocess.Popen(command, start_new_session=True)
+    try:
+        while not list((folder / "run").glob("step-*")):
+            assert driver.poll() is None, "the training has ended before it was struck"
+            time.sleep(0.01)
+        workers = [faults.worker(folder, rank) for rank in range(2)]
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    struck = time.monotonic()
+    for pid in workers:
+        wait_until_gone(pid)
+    assert time.monotonic() - struck < 10
+    resumed: list[int] = []
+    result = faults.fit(folder, lambda record: resumed.append(record["step"]))
+    assert resumed[0] > faults.EVERY  # it did not begin again
+    assert faults.differences(result, undisturbed) == []
+
+
+def test_an_exception_in_the_users_code_is_raised_at_once(spark: Any) -> None:
+    def loss(model: Any, images: Any, labels: Any) -> Any:
+        if dist.current_worker().rank == 1:
+            raise ValueError("row 17 is no image")
+        return model["w1"].sum()
+
+    trainer = dist.Trainer(
+        loss=loss, optimizer=faults.optim.sgd(0.1), batch_size=64, num_workers=2, progress=False
+    )
+    with pytest.raises(dist.WorkerError, match="row 17 is no image") as error:
+        trainer.fit(faults.model(), faults.data(), steps=5)
+    assert (error.value.rank, error.value.error_type) == (1, "ValueError")
