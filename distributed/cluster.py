@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -115,6 +116,29 @@ def own_python(context: SparkContext) -> Iterator[None]:
         yield
     finally:
         context.pythonExec = usual
+
+
+_OF_JOBS = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
+_POOL = "spark.scheduler.pool"
+
+
+@contextlib.contextmanager
+def job(context: SparkContext, description: str, pool: str | None) -> Iterator[None]:
+    """Let Spark's pages say what the jobs of the block are, and end them on Ctrl-C. The group is
+    the caller's, where there is one, so that cancelling that ends them, too."""
+    before = {key: context.getLocalProperty(key) for key in (*_OF_JOBS, _POOL)}
+    group = before["spark.jobGroup.id"] or f"tensorlite-{secrets.token_hex(4)}"
+    context.setJobGroup(group, description, interruptOnCancel=True)
+    if pool is not None:
+        context.setLocalProperty(_POOL, pool)
+    try:
+        yield
+    except KeyboardInterrupt:
+        context.cancelJobGroup(group)
+        raise
+    finally:
+        for key, value in before.items():
+            context.setLocalProperty(key, value)  # type: ignore[arg-type]  # None removes it
 
 
 def failed_task(context: SparkContext, text: str) -> Failure:

@@ -28,6 +28,8 @@ def launch(
     port_range: tuple[int, int] | None = None,
     bind: str | None = None,
     encrypt: bool | None = None,
+    description: str | None = None,
+    pool: str | None = None,
 ) -> list[Any]:
     """Run `main(worker, *args)` in `num_workers` workers at the same time, each a task of one Spark
     barrier stage.
@@ -58,6 +60,10 @@ def launch(
             encryption of files is on. It needs the package cryptography on the workers (and on the
             driver, where `Trainer` shows progress). Tasks of
             one host may still share memory.
+        description: what Spark's pages say of the job; None says what runs with how many workers.
+            The job's group is the one that the caller has set, so that cancelling it ends the
+            workers; Ctrl-C does, too.
+        pool: of Spark's fair scheduler.
 
     Returns:
         [result of rank 0, result of rank 1, ...]
@@ -89,7 +95,10 @@ def launch(
         port_range=port_range,
         encrypt=cluster.must_encrypt(context, encrypt),
     )
-    return _run(context, call, options, num_workers)
+    name = getattr(main, "__qualname__", type(main).__name__)
+    about = description or f"tensorlite: {name} on {num_workers} workers"
+    with cluster.job(context, about, pool):
+        return _run(context, call, options, num_workers)
 
 
 def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:

@@ -1,5 +1,5 @@
 """Watching a run: rank 0 sends records of its progress over one authenticated connection to the
-process that started it, which shows them as a progress bar.
+process that started it, which shows them as a progress bar, and may answer that it wants the end.
 
 Watching is a courtesy. When the connection cannot be made or breaks, training goes on and says so
 once. Records are frames of JSON with a bounded length.
@@ -79,6 +79,7 @@ class Monitor:
         port = self._listener.getsockname()[1]
         self.address = MonitorAddress(host, port, credentials, certificate)
         self._ended = threading.Event()
+        self._stopping = False
         self._readers: dict[Stream, threading.Thread] = {}
         self._thread = threading.Thread(target=self._serve, name="tensorlite-monitor", daemon=True)
 
@@ -101,6 +102,16 @@ class Monitor:
             reader.join(1.0)
             stream.close()
 
+    def stop(self) -> None:
+        """Ask whoever reports to end. Who reports later is asked then."""
+        self._stopping = True
+        for stream in list(self._readers):
+            self._ask_to_stop(stream)
+
+    def _ask_to_stop(self, stream: Stream) -> None:
+        with contextlib.suppress(OSError):  # it has gone, and with it what was to be stopped
+            send_all(stream, frame({"stop": True}), time.monotonic() + SEND_SECONDS)
+
     def _serve(self) -> None:
         credentials = self.address.credentials
         with Acceptor(self._listener, credentials, DRIVER, _is_reporter, self._wrap) as acceptor:
@@ -109,6 +120,8 @@ class Monitor:
                     reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
                     self._readers[stream] = reader
                     reader.start()
+                    if self._stopping:
+                        self._ask_to_stop(stream)
 
     def _read(self, stream: Stream) -> None:
         frames = Frames(RECORD_BYTES)
@@ -134,6 +147,9 @@ class Reporter:
 
     def __init__(self, address: MonitorAddress | None):
         self._sending = threading.Lock()
+        self._stopping = False
+        self._frames = Frames(RECORD_BYTES)
+        self._buffer = memoryview(bytearray(1024))
         self._stream: Stream | None = None
         self._last = 0.0
         if address is None:
@@ -162,6 +178,17 @@ class Reporter:
             send_all(self._stream, frame(record), now + SEND_SECONDS)
         except OSError as error:
             self._give_up(str(error))
+
+    def asked_to_stop(self) -> bool:
+        """Whether the driver wants the training to end."""
+        if self._stream is not None and not self._stopping:
+            try:
+                while count := self._stream.receive(self._buffer):
+                    for message in self._frames.feed(self._buffer[:count]):
+                        self._stopping |= message.get("stop") is True
+            except (OSError, ValueError):
+                pass  # that the connection is gone, the next record will notice
+        return self._stopping
 
     def close(self) -> None:
         if self._stream is not None:

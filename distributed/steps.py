@@ -22,6 +22,8 @@ from .compression import PowerSGD
 from .sharding import ShardedOptimizer
 from .worker import Worker
 
+Told = dict[str, tl.Tensor]
+
 _LOSS_STREAM, _AUGMENT_STREAM = 1, 2  # independent keys from the one seed
 
 
@@ -47,6 +49,8 @@ class Job:
     shard_optimizer: bool = False
     keep_checkpoints: int = 3
     keep_best: bool = False
+    on_nonfinite: str = "stop"
+    time_limit: float | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -169,9 +173,16 @@ class Functions:
         return tensors
 
     def step(
-        self, state: dict[str, Any], step: int, shares: list[Share], arrays: list[list[tl.Tensor]]
-    ) -> tuple[dict[str, Any], tl.Tensor]:
-        """The state after the next step, and the loss over the whole batch before it."""
+        self,
+        state: dict[str, Any],
+        step: int,
+        shares: list[Share],
+        arrays: list[list[tl.Tensor]],
+        wish: float = 0.0,
+    ) -> tuple[dict[str, Any], Told]:
+        """The state after the next step, and what all workers are told of it: the loss over the
+        whole batch before it, the sum of their wishes, and whether the update was made."""
+        wished = tl.asarray(np.float32(wish))
         inputs = [
             (self._key(step, share), tl.asarray(np.asarray(share.weight)), of_share)
             for share, of_share in zip(shares, arrays, strict=True)
@@ -183,7 +194,7 @@ class Functions:
                 for of_share in earlier:
                     partial, _ = self._gradients(state["model"], *of_share)
                     carried = partial if carried is None else self._add(carried, partial)
-                return self._whole_step(state, carried, *last)
+                return self._whole_step(state, carried, wished, *last)
         with communication.entered(None):  # a shard is computed without the other workers
             partials = [self._gradients(state["model"], *of_share) for of_share in inputs]
         counters = partials[0][1]
@@ -191,8 +202,8 @@ class Functions:
         while len(sums) > 1:  # in pairs of neighbours, as `_pairwise_sum` goes on among workers
             sums = [self._add(a, b) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
         # In an order that is the same for any number of workers, for which each must get all terms.
-        total = self._fold(all_gather(sums[0]))
-        return self._update(state, total, counters), total["loss"]
+        total = self._fold(all_gather({**sums[0], "wish": wished}))
+        return self._update(state, total, counters)
 
     def _key(self, step: int, share: Share) -> tl.Tensor | None:
         if not self._takes_key:
@@ -203,17 +214,18 @@ class Functions:
         self,
         state: dict[str, Any],
         carried: dict[str, Any] | None,
+        wish: tl.Tensor,
         key: tl.Tensor | None,
         weight: tl.Tensor,
         arrays: list[tl.Tensor],
-    ) -> tuple[dict[str, Any], tl.Tensor]:
+    ) -> tuple[dict[str, Any], Told]:
         partial, counters = self._weighted_gradients(state["model"], key, weight, arrays)
         if carried is not None:
             partial = tl.tree.map(tl.add, carried, partial)
         gradients = _named_like(state["model"], partial["gradients"])
-        compression = None
+        kept = {}
         if self._power is not None:
-            gradients, compression = self._power.reduce(gradients, state["compression"])
+            gradients, kept["compression"] = self._power.reduce(gradients, state["compression"])
         elif self._scatters:
             assert self._sharded is not None
             gradients = self._sharded.scatter(gradients)
@@ -223,11 +235,10 @@ class Functions:
             "loss": all_reduce(partial["loss"]),
             "gradients": list(gradients.values()),
             "buffers": all_reduce(partial["buffers"]),
+            "wish": all_reduce(wish),
+            **kept,
         }
-        new = self._updated(state, total, counters)
-        if compression is not None:
-            new["compression"] = compression
-        return new, total["loss"]
+        return self._updated(state, total, counters)
 
     @property
     def _scatters(self) -> bool:
@@ -279,6 +290,22 @@ class Functions:
 
     def _updated(
         self, state: dict[str, Any], total: dict[str, Any], counters: list[tl.Tensor]
+    ) -> tuple[dict[str, Any], Told]:
+        new = self._applied(state, total, counters)
+        told = {"loss": total["loss"], "wish": total["wish"], "made": tl.asarray(True)}
+        if self._job.on_nonfinite == "skip":
+            bad: Any = tl.asarray(0, dtype=tl.int32)
+            for gradient in total["gradients"]:
+                bad = bad + tl.sum(~tl.isfinite(gradient), dtype=tl.int32)
+            # Where each worker has pieces of the gradients, all must know of all.
+            bad = all_reduce(bad) if self._scatters else bad
+            made = told["made"] = (bad == 0) & tl.isfinite(total["loss"])
+            old = {name: state[name] for name in new}
+            new = tl.tree.map(lambda a, b: tl.where(made, a, b), new, old)
+        return new, told
+
+    def _applied(
+        self, state: dict[str, Any], total: dict[str, Any], counters: list[tl.Tensor]
     ) -> dict[str, Any]:
         job, model = self._job, state["model"]
         parameters, old_buffers = _parted(model)
@@ -298,6 +325,8 @@ class Functions:
             new = {"model": optim.apply_updates(model, updates), "optimizer": optimizer}
         if self._average is not None:
             new["average"] = self._average.update(state["average"], new["model"])
+        if "compression" in total:
+            new["compression"] = total["compression"]
         return new
 
 

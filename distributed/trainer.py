@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,6 +44,8 @@ class TrainingResult:
             communication, which add up to 1. Communication is what was waited for;
             hidden_communication is the part of a step in which it went on behind computation.
             restarts: how many times the training was started again after a failure.
+            stopped: why it ended before its last step, "stop()", "time limit" or "SIGTERM"; else
+            "". skipped: updates that were not made, with on_nonfinite="skip".
             Rates leave out the first step of each batch size, which is traced and compiled.
     """
 
@@ -50,7 +53,7 @@ class TrainingResult:
     averaged_model: Any
     optimizer_state: Any
     history: dict[str, list[float]]
-    summary: dict[str, float]
+    summary: dict[str, Any]
 
 
 class Trainer:
@@ -120,11 +123,16 @@ class Trainer:
             started again by itself, from the newest checkpoint, and without a checkpoint from the
             beginning. It gives up when that has failed so many times without getting further. An
             exception in your code is raised at once, since it would come again.
+        on_nonfinite: "stop" raises a FloatingPointError where the loss is infinite or NaN, which
+            names the step and the rows of the batch; "skip" goes on without the updates of steps
+            whose loss or gradients are not finite, warns at the first, and counts them.
+        time_limit: seconds after which the training ends, all workers after the same step, with a
+            checkpoint if there is a folder for it. `stop` and a SIGTERM to a worker do the same.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             epoch, loss, images_per_second, communication and hidden_communication.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
-            heartbeat_timeout, slots_timeout, port_range, bind, encrypt.
+            heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool.
     """
 
     def __init__(
@@ -149,6 +157,8 @@ class Trainer:
         accumulate: int = 1,
         seed: int = 0,
         max_restarts: int = 3,
+        on_nonfinite: str = "stop",
+        time_limit: float | None = None,
         progress: bool | Watcher = True,
         spark: Any = None,
         launch_options: dict[str, Any] | None = None,
@@ -176,6 +186,14 @@ class Trainer:
         _check_count("seed", seed, 0)
         _check_count("keep_checkpoints", keep_checkpoints, 1)
         _check_count("max_restarts", max_restarts, 0)
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(
+                f"Trainer: on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}"
+            )
+        if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0):
+            raise ValueError(
+                f"Trainer: time_limit is a positive number of seconds, got {time_limit!r}"
+            )
         if bucket_bytes is not None:
             _check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
@@ -209,6 +227,9 @@ class Trainer:
         self.accumulate = accumulate
         self.seed = seed
         self.max_restarts = max_restarts
+        self.on_nonfinite, self.time_limit = on_nonfinite, time_limit
+        self._stopping = threading.Event()
+        self._running: Monitor | None = None
         self.progress = progress
         self.spark = spark
         self.launch_options = _checked_options(launch_options)
@@ -237,9 +258,17 @@ class Trainer:
         model = tl.tree.map(tl.asarray, model)
         job = self._job(data, steps, epochs)
         began = time.perf_counter()
+        self._stopping.clear()
         with self._watching(job) as watch:
             progress, restarts = self._run(job, model, watch)
         return self._result(job, progress, restarts, time.perf_counter() - began)
+
+    def stop(self) -> None:
+        """End a `fit` that goes on in another thread: all workers after the same step, with a
+        checkpoint if there is a folder for it. `fit` then returns what there is."""
+        self._stopping.set()
+        if self._running is not None:
+            self._running.stop()
 
     def _job(self, data: ArrayDataset, steps: int | None, epochs: int | None) -> Job:
         if not isinstance(data, ArrayDataset):
@@ -273,6 +302,8 @@ class Trainer:
             compression=self.compression,
             accumulate=self.accumulate,
             shard_optimizer=self.shard_optimizer,
+            on_nonfinite=self.on_nonfinite,
+            time_limit=self.time_limit,
         )
         if epochs is not None:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
@@ -296,26 +327,36 @@ class Trainer:
         if self.num_workers == 0:
             with local_worker(self.device) as worker, tl.default_device(self.device):
                 here = _moved(model, self.device)
-                progress = train(worker, job, here, _direct(watch))
+                progress = train(worker, job, here, _Direct(watch, self._stopping))
             return dataclasses.replace(progress, state=_moved(progress.state, "cpu")), 0
-        heard = recovery.Heard(watch)
+        began, heard = time.monotonic(), recovery.Heard(watch)
         restarts = recovery.Restarts(self.max_restarts, job.checkpoint is not None)
         with self._monitor(heard) as address:
             while True:
                 heard.begin()
+                left = None
+                if job.time_limit is not None:
+                    left = max(job.time_limit - (time.monotonic() - began), 0.0)
                 try:
                     results = launch(
                         _train_in_worker,
-                        (job, model, address),
+                        (dataclasses.replace(job, time_limit=left), model, address),
                         num_workers=self.num_workers,
                         spark=self.spark,
                         device=self.device,
-                        **self.launch_options,
+                        **{"description": self._described(job), **self.launch_options},
                     )
                 except (WorkerError, SlotsError) as error:
                     restarts.after(error, heard)  # raises it, or waits
                 else:
                     return results[0], restarts.count
+
+    def _described(self, job: Job) -> str:
+        epochs = job.steps / job.steps_per_epoch
+        return (
+            f"tensorlite: {job.steps} steps ({epochs:.3g} epochs) of {self.batch_size} rows on "
+            f"{self.num_workers} workers"
+        )
 
     @contextlib.contextmanager
     def _monitor(self, watch: Watcher) -> Iterator[MonitorAddress]:
@@ -323,7 +364,13 @@ class Trainer:
         context = cluster.spark_context(self.spark, self.num_workers)
         encrypt = cluster.must_encrypt(context, self.launch_options.get("encrypt"))
         with Monitor(cluster.driver_host(context), watch, encrypt) as monitor:
-            yield monitor.address
+            self._running = monitor
+            if self._stopping.is_set():
+                monitor.stop()
+            try:
+                yield monitor.address
+            finally:
+                self._running = None
 
     def _result(
         self, job: Job, progress: Progress, restarts: int, seconds: float
@@ -333,8 +380,8 @@ class Trainer:
         averaged = average.average(state["average"], state["model"]) if average else None
         total = timing.total or 1.0
         summary = {
-            "steps": job.steps,
-            "epochs": job.steps / job.steps_per_epoch,
+            "steps": len(progress.losses),
+            "epochs": len(progress.losses) / job.steps_per_epoch,
             "workers": max(self.num_workers, 1),
             "seconds": seconds,
             "images_per_second": timing.rows / total,
@@ -343,6 +390,8 @@ class Trainer:
             "communication": timing.communication / total,
             "hidden_communication": timing.hidden / total,
             "restarts": restarts,
+            "stopped": progress.stopped,
+            "skipped": progress.skipped,
         }
         history = {"loss": progress.losses}
         return TrainingResult(state["model"], averaged, state["optimizer"], history, summary)
@@ -360,13 +409,15 @@ def _train_in_worker(
     return progress if worker.rank == 0 else None
 
 
-def _direct(watch: Watcher | None) -> Callable[..., None]:
-    heard = recovery.Heard(watch)
+class _Direct:
+    """Reports of a training in this process."""
 
-    def report(record: Record, last: bool = False) -> None:
-        heard(record)
+    def __init__(self, watch: Watcher | None, stopping: threading.Event):
+        self._heard = recovery.Heard(watch)
+        self.asked_to_stop = stopping.is_set
 
-    return report
+    def __call__(self, record: Record, last: bool = False) -> None:
+        self._heard(record)
 
 
 def _moved(tree: Any, device: str) -> Any:
@@ -382,6 +433,8 @@ def _checked_options(options: Any) -> dict[str, Any]:
         "port_range",
         "bind",
         "encrypt",
+        "description",
+        "pool",
     )
     if options is None:
         return {}

@@ -26,6 +26,7 @@ from .checkpoint import CheckpointFolder, Writer
 from .collectives import all_gather, broadcast
 from .errors import DistributedError
 from .steps import Functions, Job, Share
+from .stopping import Wishes, reason_of
 from .worker import Worker
 
 
@@ -53,6 +54,8 @@ class Progress:
     state: Any
     losses: list[float]
     timing: Timing
+    stopped: str = ""  # why it ended early
+    skipped: int = 0  # steps whose update was not made
 
 
 def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> Progress:
@@ -71,7 +74,9 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
     step, state, losses = _resume(worker, job, functions, folder, state)
     with contextlib.ExitStack() as stack:
         save = _saver(worker, job, folder, report, stack)
-        return _loop(worker, job, functions, report, save, step, state, losses)
+        wishes = Wishes(job.time_limit, getattr(report, "asked_to_stop", _never))
+        stack.enter_context(wishes.catching())
+        return _loop(worker, job, functions, report, save, wishes, step, state, losses)
 
 
 def _loop(
@@ -80,6 +85,7 @@ def _loop(
     functions: Functions,
     report: Callable[..., None],
     save: Callable[..., None],
+    wishes: Wishes,
     step: int,
     state: dict[str, Any],
     losses: list[float],
@@ -87,15 +93,23 @@ def _loop(
     """The steps from `step` on."""
     timing = Timing()
     shapes_seen: set[int] = set()
+    stopped, skipped = "", 0
     for epoch, batch in _batches(job, start=step):
         began, before = time.perf_counter(), communication.spent()
         shares = Share.all_of(worker, batch, job)
         arrays = [functions.input(epoch, share.rows) for share in shares]
         fed = time.perf_counter()
-        state, loss = functions.step(state, step, shares, arrays)
-        losses.append(float(loss))
-        _check_finite(losses[-1], step, epoch)
+        state, told = functions.step(state, step, shares, arrays, wishes.number())
+        losses.append(float(told["loss"]))
         step += 1
+        if job.on_nonfinite == "stop":
+            _check_finite(losses[-1], step, epoch, batch)
+        elif not bool(told["made"]):
+            skipped += 1
+            if skipped == 1 and worker.rank == 0:
+                what = _not_finite(losses[-1], step, epoch, batch)
+                report({"warning": f"{what}; such updates are skipped"}, last=True)
+        stopped = reason_of(float(told["wish"]))
         done, after = time.perf_counter(), communication.spent()
         if len(batch) in shapes_seen:
             exposed = after.exposed - before.exposed
@@ -106,19 +120,34 @@ def _loop(
             timing.rows += len(batch)
         shapes_seen.add(len(batch))
         if worker.rank == 0:
-            report(_record(step, epoch, losses[-1], timing), last=step == job.steps)
-        if _is_due(job, step):
+            report(
+                _record(step, epoch, losses[-1], timing), last=step == job.steps or bool(stopped)
+            )
+        if _is_due(job, step) or (stopped and job.checkpoint is not None):
             save(step, functions.whole(state), losses)
-    return Progress(functions.whole(state), losses, timing)
+        if stopped:
+            break
+    return Progress(functions.whole(state), losses, timing, stopped, skipped)
 
 
-def _check_finite(loss: float, step: int, epoch: int) -> None:
+def _never() -> bool:
+    return False
+
+
+def _check_finite(loss: float, step: int, epoch: int, batch: np.ndarray) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step + 1} (epoch {epoch}), with the parameters from "
-            "before that step's update. The usual causes: a learning rate that is too high, "
-            "integer labels outside of the classes, or NaN in the data"
+            f"{_not_finite(loss, step, epoch, batch)}, with the parameters from before that step's "
+            "update. The usual causes: a learning rate that is too high, integer labels outside of "
+            "the classes, or NaN in the data. tl.debug_nans() names the operation; "
+            "on_nonfinite='skip' leaves such updates out"
         )
+
+
+def _not_finite(loss: float, step: int, epoch: int, batch: np.ndarray) -> str:
+    shown = ", ".join(map(str, batch[:8].tolist())) + ", ..." * (len(batch) > 8)
+    what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+    return f"{what} at step {step} (epoch {epoch}, rows {shown} of the data)"
 
 
 def _batches(job: Job, start: int) -> Iterator[tuple[int, np.ndarray]]:

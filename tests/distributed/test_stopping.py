@@ -1,0 +1,167 @@
+"""Trainings that end early, and in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorlite.distributed as dist
+from tensorlite import optim, random
+from tensorlite.data import ArrayDataset
+from tensorlite.distributed.checkpoint import CheckpointFolder
+from tensorlite.distributed.stopping import REASONS, reason_of
+from tests.distributed.conftest import spark_session
+from tests.distributed.test_training import Classifier, dataset, job, leaves, loss_fn, train
+
+FOREVER = 10**6
+
+
+def trainer(**options: Any) -> dist.Trainer:
+    fields = {"loss": loss_fn, "optimizer": optim.sgd(0.1), "batch_size": 16, "progress": False}
+    return dist.Trainer(**(fields | options))
+
+
+def test_reasons() -> None:
+    for why, number in REASONS.items():
+        assert reason_of(number) == reason_of(number + 3) == reason_of(8 * number) == why
+    assert reason_of(0.0) == ""
+
+
+def test_a_time_limit_ends_with_a_checkpoint(tmp_path: Any) -> None:
+    model = Classifier(random.key(0))
+    folder = {"checkpoint": str(tmp_path / "run")}
+    stopped = trainer(time_limit=1.0, **folder).fit(model, dataset(), steps=FOREVER)
+    done = int(stopped.summary["steps"])
+    assert stopped.summary["stopped"] == "time limit" and 0 < done < FOREVER
+    assert CheckpointFolder(folder["checkpoint"]).steps() == [done]
+    resumed = trainer(**folder).fit(model, dataset(), steps=done + 5)
+    whole = trainer().fit(model, dataset(), steps=done + 5)
+    assert resumed.history["loss"] == whole.history["loss"]
+    assert whole.summary["stopped"] == ""
+
+
+def test_stop_from_another_thread() -> None:
+    steps: list[int] = []
+
+    def watch(record: dict[str, Any]) -> None:
+        steps.append(record["step"])
+        if record["step"] == 20:
+            threading.Thread(target=running.stop).start()
+
+    running = trainer(progress=watch)
+    result = running.fit(Classifier(random.key(0)), dataset(), steps=FOREVER)
+    assert result.summary["stopped"] == "stop()" and len(result.history["loss"]) == steps[-1]
+    again = running.fit(Classifier(random.key(0)), dataset(), steps=3)  # it is no longer wanted
+    assert again.summary["stopped"] == ""
+
+
+def test_sigterm() -> None:
+    def watch(record: dict[str, Any]) -> None:
+        if record["step"] == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = trainer(progress=watch).fit(Classifier(random.key(0)), dataset(), steps=FOREVER)
+    assert result.summary["stopped"] == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("more", [{}, {"shards": 2}])
+def test_all_workers_end_after_the_same_step(more: dict[str, Any]) -> None:
+    from tensorlite.distributed import training
+
+    the_job = job(dataset(), FOREVER, time_limit=0.5, **more)
+
+    def main(worker: dist.Worker) -> Any:
+        def report(record: dict[str, Any], last: bool = False) -> None:
+            pass
+
+        model = Classifier(random.key(0))
+        return training.train(worker, the_job, model, report)
+
+    first, second = dist.run_local(main, num_workers=2)
+    assert first.stopped == second.stopped == "time limit"
+    assert first.losses == second.losses
+    for a, b in zip(leaves(first), leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.spark
+def test_on_spark(tmp_path: Any) -> None:
+    """The driver asks, rank 0 hears it, both end; and Spark's records say what ran."""
+    with spark_session("local[2]") as session:
+        running = trainer(num_workers=2, checkpoint=str(tmp_path), progress=lambda record: None)
+        threading.Timer(8.0, running.stop).start()
+        result = running.fit(Classifier(random.key(0)), dataset(), steps=FOREVER)
+        assert result.summary["stopped"] == "stop()"
+        assert CheckpointFolder(str(tmp_path)).steps() == [len(result.history["loss"])]
+
+        context = session.sparkContext
+        began = time.monotonic()
+        context.setJobGroup("mine", "my own")
+        threading.Timer(8.0, lambda: context.cancelJobGroup("mine")).start()
+        with pytest.raises(dist.WorkerError):
+            trainer(num_workers=2, max_restarts=0).fit(
+                Classifier(random.key(0)), dataset(), steps=FOREVER
+            )
+        assert time.monotonic() - began < 8 + 10
+        assert context.getLocalProperty("spark.job.description") == "my own"
+        status = context.statusTracker()
+        assert len(status.getJobIdsForGroup("mine")) == 1
+
+
+# ---- numbers that are none -----------------------------------------------------------------------
+
+
+def poisoned(where: int) -> Any:
+    images, labels = dataset(rows=48).arrays
+    images = images.copy()
+    images[where] = np.nan
+    return ArrayDataset(images, labels)
+
+
+def test_the_rows_of_a_bad_batch_are_named() -> None:
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step [123] \(epoch 0, rows"):
+        trainer().fit(Classifier(random.key(0)), poisoned(5), steps=6)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "more", [{}, {"shard_optimizer": True}, {"compression": dist.PowerSGD(1, 1.01)}]
+)
+def test_updates_of_bad_batches_are_skipped(workers: int, more: dict[str, Any]) -> None:
+    the_job = job(poisoned(5), 6, on_nonfinite="skip", ema=0.9, **more)
+    for progress in train(workers, the_job, Classifier(random.key(0))):
+        assert progress.skipped == 2  # once in each epoch of three batches
+        assert sum(np.isnan(progress.losses)) == 2
+        assert all(np.isfinite(leaf).all() for leaf in leaves(progress))
+
+
+def test_skipping_is_told(tmp_path: Any) -> None:
+    running = trainer(on_nonfinite="skip")
+    with pytest.warns(RuntimeWarning, match="rows .* such updates are skipped"):
+        result = running.fit(Classifier(random.key(0)), poisoned(0), steps=6)
+    assert result.summary["skipped"] == 2
+
+
+def test_skipping_changes_nothing_where_all_is_well() -> None:
+    model = Classifier(random.key(0))
+    stopping = train(2, job(dataset(), 6), model)[0]
+    skipping = train(2, job(dataset(), 6, on_nonfinite="skip"), model)[0]
+    np.testing.assert_allclose(skipping.losses, stopping.losses, rtol=1e-6)
+    assert skipping.skipped == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"on_nonfinite": "ignore"}, {"time_limit": 0}, {"max_restarts": -1}]
+)
+def test_options_that_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"Trainer: {name} "):
+        trainer(**wrong)
