@@ -154,6 +154,7 @@ class Control:
             self._send(peer, {"kind": "alive"})
             if now - last > self._silence:
                 del heard[peer]
+                # It has not ended: who waits for all to end waits in vain, and stops it by force.
                 self._lost(
                     peer,
                     f"there has been no sign of life from it for {now - last:.0f} s; its process "
@@ -172,6 +173,8 @@ class Control:
                 f"its control connection ended without a farewell ({error}); the process was "
                 "probably killed (out of memory?) or its host went away",
             )
+            if self._rank == 0:
+                self._said_bye(peer)
             return False
 
     def _handle(self, peer: int, message: Message) -> None:
@@ -193,8 +196,6 @@ class Control:
             return
         host = self._members[peer].host
         self._fail(Failure(peer, host, "lost", "PeerError", message), heard_from=peer)
-        if self._rank == 0:
-            self._said_bye(peer)
 
     def _said_bye(self, peer: int) -> None:
         with self._lock:

@@ -124,6 +124,7 @@ def _loop(
                 _record(step, epoch, losses[-1], timing), last=step == job.steps or bool(stopped)
             )
         if _is_due(job, step) or (stopped and job.checkpoint is not None):
+            _check_drift(worker, state["model"], step)
             save(step, functions.whole(state), losses)
         if stopped:
             break
@@ -190,6 +191,26 @@ def _check_agreement(worker: Worker, model: Any) -> None:
         raise DistributedError(
             f"ranks {odd} would start from other parameters or libraries than rank 0; rank "
             f"{worker.rank} has {versions}. Install the same versions on all hosts"
+        )
+
+
+def _check_drift(worker: Worker, model: Any, step: int) -> None:
+    """Refuse to save parameters that are not those of all workers: they are computed by each, and
+    equal unless a processor, a memory or a library is at fault."""
+    if worker.size == 1:
+        return
+    names = tl.tree.paths(model)
+    digests = [hashlib.sha256(np.asarray(x).tobytes()).digest()[:8] for x in tl.tree.leaves(model)]
+    own = np.frombuffer(b"".join(digests), np.uint8).reshape(len(names), 8)
+    everyone = np.asarray(all_gather(own))
+    differs = (everyone != everyone[0]).any(axis=2)  # (workers, leaves)
+    if differs.any():
+        ranks = [rank for rank in range(worker.size) if differs[rank].any()]
+        first = names[int(np.argmax(differs.any(axis=0)))]
+        raise DistributedError(
+            f"after step {step} ranks {ranks} have other parameters than rank 0, {first!r} first: "
+            "a processor or its memory fails, or the hosts have different libraries. The "
+            "checkpoints from before are sound"
         )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +21,7 @@ from tensorlite import optim, random
 from tensorlite.data import files
 from tensorlite.distributed import checkpoint
 from tensorlite.distributed.checkpoint import CheckpointFolder, DamagedError, Writer
+from tests.distributed.conftest import wait_for_port
 from tests.distributed.test_training import Classifier, dataset, job, leaves, loss_fn, train
 
 
@@ -255,6 +259,43 @@ def test_through_pyarrow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(np.asarray(found["state"]["model"]["w"]), np.arange(4.0) + 4)
     names = [entry.name for entry in (tmp_path / "run").iterdir()]
     assert len(names) == 2, names
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A real server that speaks S3 on this machine; the end of a URI that reaches it."""
+    pytest.importorskip("moto")
+    pytest.importorskip("pyarrow.fs")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, server)
+        address = f"http://127.0.0.1:{port}"
+        urllib.request.urlopen(urllib.request.Request(f"{address}/runs", method="PUT")).close()
+        yield f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_on_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "thing")
+    place, model = f"s3://runs/cifar?{s3}", Classifier(random.key(0))
+    undisturbed = train(2, job(dataset(), 9), model)[0]
+    options = {"checkpoint": place, "checkpoint_every": 2}
+    train(2, job(dataset(), 5, **options), model)
+    assert CheckpointFolder(place).steps()[-1] == 5  # one before it may have been overtaken
+    resumed = train(2, job(dataset(), 9, **options), model)[0]
+    assert resumed.losses == undisturbed.losses
+    found = dist.load_checkpoint(place, like=model)
+    wanted = tl.tree.leaves(resumed.state["model"])
+    for a, b in zip(tl.tree.leaves(found), wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    with pytest.raises(OSError, match=r"checkpoint: s3://nowhere/x cannot be written to: .*"):
+        CheckpointFolder(f"s3://nowhere/x?{s3}").prepare()
 
 
 def test_a_place_that_is_none() -> None:

@@ -103,6 +103,7 @@ def test_a_rank_that_gives_no_sign_of_life_is_lost(make_world, monkeypatch, vict
             failure = control.wait_failure(LONG)
             assert (failure.kind, failure.rank) == ("lost", victim)
             assert "there has been no sign of life from it for" in failure.message
+            assert not control.leave(seconds=0.3)  # it has not ended
 
 
 def test_who_stood_still_itself_blames_nobody(make_world, monkeypatch):

@@ -116,6 +116,36 @@ def test_on_spark(tmp_path: Any) -> None:
         assert len(status.getJobIdsForGroup("mine")) == 1
 
 
+# ---- parameters that drift apart -----------------------------------------------------------------
+
+
+def test_ranks_that_drift_apart_are_caught(tmp_path: Any) -> None:
+    from tensorlite.distributed import training
+
+    the_job = job(dataset(), 4, checkpoint=str(tmp_path), checkpoint_every=2)
+
+    def main(worker: dist.Worker) -> Any:
+        def report(record: dict[str, Any], last: bool = False) -> None:
+            pass
+
+        plain = training.Functions.step
+
+        def step(self: Any, state: Any, number: int, *rest: Any) -> Any:
+            if worker.rank == 1 and self._worker.rank == 1 and number == 3:
+                bias = state["model"].head.bias
+                state["model"].head.bias = bias + 1e-6  # as if a bit had flipped
+            return plain(self, state, number, *rest)
+
+        if worker.rank == 1:
+            monkey.setattr(training.Functions, "step", step)
+        return training.train(worker, the_job, Classifier(random.key(0)), report)
+
+    with pytest.MonkeyPatch.context() as monkey, pytest.raises(dist.WorkerError) as error:
+        dist.run_local(main, num_workers=2)
+    assert "after step 4 ranks [1] have other parameters than rank 0, 'head." in str(error.value)
+    assert CheckpointFolder(str(tmp_path)).steps() == [2]
+
+
 # ---- numbers that are none -----------------------------------------------------------------------
 
 
