@@ -115,6 +115,10 @@ class Laboratory:
         """Give all links the equivalent of `rate` bits per second, and of `latency` seconds."""
         self._network.limit(rate / self.dilation, latency * self.dilation)
 
+    def cut(self, host: int, off: bool = True) -> None:
+        """Pull the plug of the host of this number, or put it back."""
+        self._network.cut(host, off)
+
     def throttle(self, on: bool) -> None:
         """Hold the hosts to their share, or let them run as they can, to start quickly."""
         for host in self.hosts:

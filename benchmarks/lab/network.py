@@ -65,6 +65,12 @@ class Network:
                 if latency:
                     _in(space, "tc", *delay(device, latency / 2))
 
+    def cut(self, host: int, off: bool = True) -> None:
+        """Pull the plug of a host's link, or put it back: what is sent meets nobody, and nobody is
+        told."""
+        way = ("nomaster",) if off else ("master", "bridge")
+        _in(WIRE, "ip", "link", "set", f"port{host}", *way)
+
     def _build(self) -> None:
         run("ip", "netns", "add", WIRE)
         _in(WIRE, "ip", "link", "set", "lo", "up")

@@ -101,6 +101,11 @@ def kill_executor(folder: pathlib.Path, rank: int) -> None:
     os.kill(parent_of(parent_of(worker(folder, rank))), signal.SIGKILL)
 
 
+def kill_daemon(folder: pathlib.Path, rank: int) -> None:
+    """The daemon of a standalone cluster that has started the worker's executor."""
+    os.kill(parent_of(parent_of(parent_of(worker(folder, rank)))), signal.SIGKILL)
+
+
 def tear_checkpoint(folder: pathlib.Path, rank: int) -> None:
     """The newest one loses its end, and then a worker is killed."""
     saved = sorted((folder / "run").glob("step-*"))
@@ -116,6 +121,7 @@ FAULTS: dict[str, Callable[[pathlib.Path, int], None]] = {
     "SIGSTOP of a worker": stop_worker,
     "a torn checkpoint": tear_checkpoint,
 }
+ON_STANDALONE = {"kill -9 of a daemon": kill_daemon}  # of a cluster with a host to spare
 
 
 # ---- what became of it ---------------------------------------------------------------------------
@@ -144,8 +150,12 @@ class Outcome:
 
     @property
     def is_well(self) -> bool:
-        in_time = self.noticed <= NOTICED and self.resumed <= RESUMED
-        return in_time and not self.differences and not self.left
+        """Whether nothing was lost and nothing left behind."""
+        return not self.differences and not self.left
+
+    @property
+    def is_in_time(self) -> bool:
+        return self.noticed <= NOTICED and self.resumed <= RESUMED
 
     def __str__(self) -> str:
         wrong = "; ".join([*self.differences, *self.left]) or "nothing lost, nothing left"
@@ -166,7 +176,7 @@ def strike(fault: str, seed: int, folder: pathlib.Path, undisturbed: Any) -> Out
         if not struck[0] and record["step"] >= target:
             outcome.at = record["step"]
             struck[0] = time.monotonic()
-            FAULTS[fault](folder, rank)
+            (FAULTS | ON_STANDALONE)[fault](folder, rank)
         elif struck[0] and outcome.named and np.isnan(outcome.resumed):
             outcome.resumed = time.monotonic() - struck[0]
 

@@ -15,7 +15,11 @@ import pytest
 
 import tensorlite.distributed as dist
 from tests.chaos import faults
-from tests.distributed.conftest import spark_local_cluster, wait_until_gone
+from tests.distributed.conftest import (
+    spark_local_cluster,
+    spark_standalone,
+    wait_until_gone,
+)
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(240)]
 
@@ -60,10 +64,8 @@ def test_a_driver_that_is_killed_and_run_again(
     finally:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    struck = time.monotonic()
     for pid in workers:
         wait_until_gone(pid)
-    assert time.monotonic() - struck < 10
     resumed: list[int] = []
     result = faults.fit(folder, lambda record: resumed.append(record["step"]))
     assert resumed[0] > faults.EVERY  # it did not begin again
@@ -82,3 +84,13 @@ def test_an_exception_in_the_users_code_is_raised_at_once(spark: Any) -> None:
     with pytest.raises(dist.WorkerError, match="row 17 is no image") as error:
         trainer.fit(faults.model(), faults.data(), steps=5)
     assert (error.value.rank, error.value.error_type) == (1, "ValueError")
+
+
+def test_on_a_standalone_cluster(undisturbed: Any, tmp_path: pathlib.Path) -> None:
+    """The last test in this file, since it ends the session of the others."""
+    (tmp_path / "cluster").mkdir()
+    with spark_standalone(3, tmp_path / "cluster"):
+        for fault in faults.ON_STANDALONE:
+            outcome = faults.strike(fault, 3, tmp_path / "training", undisturbed)
+            print(outcome)
+            assert outcome.is_well, outcome

@@ -14,7 +14,7 @@ from tensorlite import dtypes
 from tensorlite.backends.cpu.onednn import Plan, plan, plan_matmul, run
 from tensorlite.core import Aval
 from tensorlite.ops.linalg import matmul_p
-from tests.backends.onednn.cases import CHANNELS, DTYPES, aval, close, numbers
+from tests.backends.onednn.cases import CHANNELS, DTYPES, FLOATS, aval, close, numbers
 
 LEADS = st.sampled_from(
     [((), ()), ((3,), (3,)), ((3,), ()), ((), (2,)), ((2, 1), (3,)), ((2, 3), (2, 3)), ((1,), (4,))]
@@ -41,7 +41,7 @@ def test_products_equal_numpy(
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)], ids=str)
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_bias_activation_and_residual_are_fused(lead: tuple[int, ...], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     shapes = [(*lead, 5, 24), (24, 40), (40,), (*lead, 5, 40)]

@@ -24,7 +24,7 @@ from tensorlite.ops.pool import (
 )
 from tensorlite.ops.softmax import log_softmax_p, softmax_p
 from tensorlite.ops.window import Window
-from tests.backends.onednn.cases import CHANNELS, DTYPES, aval, close, numbers
+from tests.backends.onednn.cases import CHANNELS, DTYPES, FLOATS, aval, close, numbers
 
 
 def planned(
@@ -171,7 +171,7 @@ def test_standardize_equals_the_composition(
     np.testing.assert_allclose(got[0].astype(np.float64), expected, rtol=step, atol=2e-3)
 
 
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_eager_softmax_shows_nan_and_knows_masks(dtype: Any) -> None:
     x = np.array([[np.nan, 1, 2], [-np.inf, 0, 0], [np.inf, 1, 2], [0, 0, 0]], dtype)
     y = nn.softmax(tl.asarray(x)).numpy().astype(np.float64)
