@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -359,11 +360,23 @@ class Trainer:
         )
 
     @contextlib.contextmanager
-    def _monitor(self, watch: Watcher) -> Iterator[MonitorAddress]:
+    def _monitor(self, watch: Watcher) -> Iterator[MonitorAddress | None]:
         """Where rank 0 may report to, while the block runs."""
         context = cluster.spark_context(self.spark, self.num_workers)
         encrypt = cluster.must_encrypt(context, self.launch_options.get("encrypt"))
-        with Monitor(cluster.driver_host(context), watch, encrypt) as monitor:
+        host = cluster.driver_host(context)
+        with contextlib.ExitStack() as stack:
+            try:
+                monitor = stack.enter_context(Monitor(host, watch, encrypt))
+            except OSError as error:
+                warnings.warn(
+                    f"progress is not shown, and stop() does not reach the workers: this process "
+                    f"cannot listen at spark.driver.host ({host}): {error}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                yield None
+                return
             self._running = monitor
             if self._stopping.is_set():
                 monitor.stop()
@@ -398,7 +411,7 @@ class Trainer:
 
 
 def _train_in_worker(
-    worker: Worker, job: Job, model: Any, address: MonitorAddress
+    worker: Worker, job: Job, model: Any, address: MonitorAddress | None
 ) -> Progress | None:
     """The main function of a worker. Only rank 0 sends its state back: the others' is the same."""
     reporter = Reporter(address if worker.rank == 0 else None)

@@ -166,7 +166,10 @@ def operands(draw: Any, name: str) -> list[Any]:
 @settings(max_examples=80)
 @given(data=st.data())
 def test_binary_functions(name: str, data: Any) -> None:
-    check(name, *data.draw(operands(name)), rtol=1e-14)
+    pair = data.draw(operands(name))
+    # NumPy takes the root for a scalar exponent of 0.5, which is another one of -0 and -inf.
+    assume(name != "pow" or not np.any(np.asarray(pair[1]) == 0.5))
+    check(name, *pair, rtol=1e-14)
 
 
 @pytest.mark.parametrize(

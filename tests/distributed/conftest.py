@@ -61,12 +61,11 @@ def spark_local_cluster(workers, **settings):
     import pyspark
 
     logs = Path(pyspark.__file__).parent / "work"  # where Spark's local cluster keeps its logs
-    before = set(logs.glob("app-*"))
     settings = SMALL_EXECUTORS | settings
     with spark_session(f"local-cluster[{workers},1,1024]", **settings) as session:
+        own = logs / session.sparkContext.applicationId  # executors of others may run beside it
         yield session
-    for folder in set(logs.glob("app-*")) - before:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
 
 
 @contextlib.contextmanager
