@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import queue
 import re
@@ -173,7 +174,8 @@ class CheckpointFolder:
                 self._losses[step] = float(self.metadata(step).get("loss", "inf"))
             except (DamagedError, OSError):
                 self._losses[step] = float("inf")
-        return self._losses[step]
+        loss = self._losses[step]
+        return loss if math.isfinite(loss) else math.inf  # NaN would be the least, or not, by place
 
     def _file(self, step: int) -> str:
         return f"{self._place}/step-{step:09d}.safetensors"

@@ -310,7 +310,7 @@ class Functions:
         job, model = self._job, state["model"]
         parameters, old_buffers = _parted(model)
         floats, integers = iter(total["buffers"]), iter(counters)
-        buffers = [next(floats if _is_float(b) else integers) for b in old_buffers]
+        buffers = [next(floats if is_float(b) else integers) for b in old_buffers]
         if self._sharded is not None:
             named = _named_like(model, parameters)
             gradients = _named_like(model, total["gradients"])
@@ -351,13 +351,14 @@ def _check_kept(kept: Any, model: Any) -> None:
         )
 
 
-def _is_float(x: tl.Tensor) -> bool:
+def is_float(x: tl.Tensor) -> bool:
+    """Whether a tensor is floating-point."""
     return tl.isdtype(x.dtype, "real floating")
 
 
 def _split_by_dtype(tensors: list[tl.Tensor]) -> tuple[list[tl.Tensor], list[tl.Tensor]]:
     """Floating-point tensors, and the others."""
-    return [x for x in tensors if _is_float(x)], [x for x in tensors if not _is_float(x)]
+    return [x for x in tensors if is_float(x)], [x for x in tensors if not is_float(x)]
 
 
 def _parted(tree: Any) -> tuple[list[tl.Tensor], list[tl.Tensor]]:

@@ -25,7 +25,7 @@ from tensorlite.data import permutation
 from .checkpoint import CheckpointFolder, Writer
 from .collectives import all_gather, broadcast
 from .errors import DistributedError
-from .steps import Functions, Job, Share
+from .steps import Functions, Job, Share, is_float
 from .stopping import Wishes, reason_of
 from .worker import Worker
 
@@ -124,6 +124,7 @@ def _loop(
                 _record(step, epoch, losses[-1], timing), last=step == job.steps or bool(stopped)
             )
         if _is_due(job, step) or (stopped and job.checkpoint is not None):
+            _check_sound(state["model"], step, epoch)
             _check_drift(worker, state["model"], step)
             save(step, functions.whole(state), losses)
         if stopped:
@@ -143,6 +144,18 @@ def _check_finite(loss: float, step: int, epoch: int, batch: np.ndarray) -> None
             "the classes, or NaN in the data. tl.debug_nans() names the operation; "
             "on_nonfinite='skip' leaves such updates out"
         )
+
+
+def _check_sound(model: Any, step: int, epoch: int) -> None:
+    """Refuse to save parameters that are not finite: a gradient may be infinite where the loss is
+    not, and a run that goes on from there is lost."""
+    for name, leaf in zip(tl.tree.paths(model), tl.tree.leaves(model), strict=True):
+        if is_float(leaf) and not bool(tl.all(tl.isfinite(leaf))):
+            raise FloatingPointError(
+                f"after step {step} (epoch {epoch}) {name!r} is not finite, though the loss was; "
+                "nothing is saved, and the checkpoints from before are sound. on_nonfinite='skip' "
+                "leaves such updates out"
+            )
 
 
 def _not_finite(loss: float, step: int, epoch: int, batch: np.ndarray) -> str:

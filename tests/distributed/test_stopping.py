@@ -170,6 +170,18 @@ def test_updates_of_bad_batches_are_skipped(workers: int, more: dict[str, Any]) 
         assert all(np.isfinite(leaf).all() for leaf in leaves(progress))
 
 
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Any) -> None:
+    """The loss is 0, its gradient is NaN."""
+
+    def loss(model: Any, images: Any, labels: Any) -> Any:
+        return (model["w"] * 0.0) ** 0.5 + 0.0 * images.sum()
+
+    options = {"checkpoint": str(tmp_path), "checkpoint_every": 1}
+    with pytest.raises(FloatingPointError, match=r"after step 1 \(epoch 0\) 'w' is not finite"):
+        trainer(loss=loss, **options).fit({"w": np.float32(1.0)}, dataset(), steps=1)
+    assert CheckpointFolder(str(tmp_path)).steps() == []
+
+
 def test_skipping_is_told(tmp_path: Any) -> None:
     running = trainer(on_nonfinite="skip")
     with pytest.warns(RuntimeWarning, match="rows .* such updates are skipped"):
