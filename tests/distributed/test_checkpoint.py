@@ -226,7 +226,8 @@ def test_the_rank_that_sees_the_newest_brings_it(
 
 def test_the_model_of_a_checkpoint(tmp_path: pathlib.Path) -> None:
     model = Classifier(random.key(0))
-    options = {"checkpoint": str(tmp_path), "checkpoint_every": 2}
+    options = {"checkpoint": str(tmp_path)}
+    train(1, job(dataset(), 2, **options), model)
     trained = train(1, job(dataset(), 4, **options), model)[0]
     found = dist.load_checkpoint(str(tmp_path), like=model)
     wanted = tl.tree.leaves(trained.state["model"])

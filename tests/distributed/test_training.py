@@ -394,7 +394,8 @@ def test_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path):
     for a, b in zip(leaves(rest), leaves(whole), strict=True):
         assert a.tobytes() == b.tobytes()
     saved = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert saved == [f"step-{step:09d}.safetensors" for step in (6, 8, 9)]  # the newest three
+    # The newest three; one that was due while another was written may have been overtaken.
+    assert saved[-1] == "step-000000009.safetensors" and len(saved) <= 3
 
 
 def test_resuming_with_another_model_is_refused_with_the_differences(tmp_path):
