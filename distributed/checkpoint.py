@@ -140,11 +140,9 @@ class CheckpointFolder:
         with self._store.local(self._file(step)) as path:
             return tl.load(path, like=like)
 
-    def newest(self, below: int | None = None) -> int | None:
+    def newest(self) -> int | None:
         """The newest step whose checkpoint is whole; damaged ones are named in a warning."""
         for step in reversed(self.steps()):
-            if below is not None and step >= below:
-                continue
             try:
                 self.check(step)
             except DamagedError as error:
@@ -236,6 +234,7 @@ def load_checkpoint(path: str, like: Any, step: int | None = None) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
+        DamagedError: the chosen one was cut off, or has changed.
         ValueError: the model is another one; the message lists what differs.
     """
     folder = CheckpointFolder(path)
@@ -243,6 +242,8 @@ def load_checkpoint(path: str, like: Any, step: int | None = None) -> Any:
     if chosen is None or chosen not in folder.steps():
         found = ", ".join(map(str, folder.steps())) or "none"
         raise FileNotFoundError(f"load_checkpoint: {folder} has steps {found}, not {step or 'one'}")
+    if step is not None:
+        folder.check(step)
     saved = folder._read(chosen, tl.load)
     prefix = "state.model."
     names = tl.tree.paths(like)

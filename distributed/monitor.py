@@ -181,9 +181,10 @@ class Reporter:
 
     def asked_to_stop(self) -> bool:
         """Whether the driver wants the training to end."""
-        if self._stream is not None and not self._stopping:
+        stream = self._stream  # which another thread may give up meanwhile
+        if stream is not None and not self._stopping:
             try:
-                while count := self._stream.receive(self._buffer):
+                while count := stream.receive(self._buffer):
                     for message in self._frames.feed(self._buffer[:count]):
                         self._stopping |= message.get("stop") is True
             except (OSError, ValueError):

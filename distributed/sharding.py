@@ -44,7 +44,7 @@ class ShardedOptimizer:
     def scatter(self, gradients: Tensors) -> Tensors:
         """This worker's pieces of the sums of all workers' gradients."""
         found: Tensors = {}
-        for names in self._of_one_dtype({n: g.dtype for n, g in gradients.items()}):
+        for names in _of_one_dtype(gradients):
             rows = tl.concat([_rows(gradients[n], self._size) for n in names], axis=1)
             own = self._split(names, reduce_scatter(rows))
             found |= {name: piece[0] for name, piece in own.items()}
@@ -95,12 +95,6 @@ class ShardedOptimizer:
     def _width(self, name: str) -> int:
         return -(-math.prod(self._like[name].shape) // self._size)
 
-    def _of_one_dtype(self, of: dict[str, Any]) -> list[list[str]]:
-        groups: dict[Any, list[str]] = {}
-        for name, dtype in of.items():
-            groups.setdefault(dtype, []).append(name)
-        return list(groups.values())
-
     def _split(self, names: list[str], rows: tl.Tensor) -> Tensors:
         """What lies side by side in rows, (n, widths of all), by name."""
         found, at = {}, 0
@@ -112,7 +106,7 @@ class ShardedOptimizer:
     def _gathered(self, pieces: Tensors) -> Tensors:
         """The pieces of all workers, put together."""
         found: Tensors = {}
-        for names in self._of_one_dtype({n: p.dtype for n, p in pieces.items()}):
+        for names in _of_one_dtype(pieces):
             together = self._split(names, all_gather(tl.concat([pieces[n] for n in names])))
             for name, rows in together.items():
                 shape = self._like[name].shape
@@ -159,3 +153,11 @@ def _rows(x: tl.Tensor, size: int) -> tl.Tensor:
     if width * size != x.size:
         flat = tl.concat([flat, tl.zeros(width * size - x.size, dtype=x.dtype)])
     return flat.reshape(size, width)
+
+
+def _of_one_dtype(tensors: Tensors) -> list[list[str]]:
+    """The names, those of one dtype together: so many trips around the ring are needed."""
+    groups: dict[Any, list[str]] = {}
+    for name, x in tensors.items():
+        groups.setdefault(x.dtype, []).append(name)
+    return list(groups.values())

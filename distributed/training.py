@@ -109,7 +109,7 @@ def _loop(
             if skipped == 1 and worker.rank == 0:
                 what = _not_finite(losses[-1], step, epoch, batch)
                 report({"warning": f"{what}; such updates are skipped"}, last=True)
-        stopped = reason_of(float(told["wish"]))
+        stopped = reason_of(float(told["wish"])) if step < job.steps else ""
         done, after = time.perf_counter(), communication.spent()
         if len(batch) in shapes_seen:
             exposed = after.exposed - before.exposed

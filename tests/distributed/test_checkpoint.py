@@ -213,7 +213,7 @@ def test_the_rank_that_sees_the_newest_brings_it(
     train(2, job(dataset(), 4, **options), model)
     plain = CheckpointFolder.newest
 
-    def newest(folder: CheckpointFolder, below: int | None = None) -> int | None:
+    def newest(folder: CheckpointFolder) -> int | None:
         return plain(folder) if dist.current_worker().rank == 1 else None
 
     monkeypatch.setattr(CheckpointFolder, "newest", newest)
@@ -235,6 +235,9 @@ def test_the_model_of_a_checkpoint(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     earlier = dist.load_checkpoint(str(tmp_path), like=model, step=2)
     assert float(tl.max(tl.abs(earlier.head.weight - found.head.weight))) > 0
+    file_of(tmp_path, 2).write_bytes(file_of(tmp_path, 2).read_bytes()[:-9])
+    with pytest.raises(DamagedError, match="step 2"):
+        dist.load_checkpoint(str(tmp_path), like=model, step=2)
     with pytest.raises(FileNotFoundError, match="has steps 2, 4, not 3"):
         dist.load_checkpoint(str(tmp_path), like=model, step=3)
     with pytest.raises(ValueError, match=r"does not fit:\n  other: .* is expected, and not saved"):
