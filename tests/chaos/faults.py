@@ -155,13 +155,19 @@ class Outcome:
 
     @property
     def is_in_time(self) -> bool:
-        return self.noticed <= NOTICED and self.resumed <= RESUMED
+        """Whether the bounds were kept. Where all steps were saved before the fault took effect,
+        there is none to resume."""
+        nothing_left = self.at > STEPS - EVERY and np.isnan(self.resumed)
+        return self.noticed <= NOTICED and (nothing_left or self.resumed <= RESUMED)
 
     def __str__(self) -> str:
         wrong = "; ".join([*self.differences, *self.left]) or "nothing lost, nothing left"
+        resumed = f"resumed after {self.resumed:5.1f} s"
+        if np.isnan(self.resumed):
+            resumed = "no step was resumed"
         return (
             f"{self.fault:24} at step {self.at:4}: named after {self.noticed:5.1f} s, "
-            f"resumed after {self.resumed:5.1f} s; {wrong}"
+            f"{resumed}; {wrong}"
         )
 
 

@@ -52,12 +52,17 @@ def suite(count: int, seed: int) -> bool:
         of_kind[outcome.fault].append(outcome)
     print(f"\n{'fault':26}{'times':>6}{'well':>6}{'named, s':>18}{'resumed, s':>18}")
     for fault, found in of_kind.items():
-        named, resumed = ([getattr(o, what) for o in found] for what in ("noticed", "resumed"))
         spans = "".join(
-            f"{f'{statistics.median(of):.1f} (<= {max(of):.1f})':>18}" for of in (named, resumed)
+            _span([getattr(outcome, what) for outcome in found]) for what in ("noticed", "resumed")
         )
         print(f"{fault:26}{len(found):6}{sum(o.is_well and o.is_in_time for o in found):6}{spans}")
     return all(outcome.is_well and outcome.is_in_time for outcome in outcomes)
+
+
+def _span(seconds: list[float]) -> str:
+    """Median and longest of those that came to pass."""
+    known = [s for s in seconds if s == s]
+    return f"{f'{statistics.median(known):.1f} (<= {max(known):.1f})' if known else '-':>18}"
 
 
 if __name__ == "__main__":
