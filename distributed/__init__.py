@@ -11,6 +11,7 @@ from __future__ import annotations
 from .checkpoint import load_checkpoint
 from .collectives import all_gather, all_reduce, barrier, broadcast, reduce_scatter
 from .compression import PowerSGD
+from .dataframes import DataFrameError, FrameDataset
 from .errors import (
     DeadlineError,
     DistributedError,
@@ -26,8 +27,10 @@ from .trainer import Trainer, TrainingResult
 from .worker import Worker, current_worker
 
 __all__ = [
+    "DataFrameError",
     "DeadlineError",
     "DistributedError",
+    "FrameDataset",
     "MismatchError",
     "PeerError",
     "PowerSGD",

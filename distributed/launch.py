@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import cluster
+from .dataframes import dealt_out
 from .errors import DistributedError, Failure, WorkerError, first_cause
 from .life import Options, check_call
 
@@ -19,6 +20,7 @@ def launch(
     args: Sequence[Any] = (),
     *,
     num_workers: int,
+    data: Any = None,
     spark: Any = None,
     device: str = "cpu",
     timeout: float = 300.0,
@@ -40,6 +42,10 @@ def launch(
     Args:
         main: a function; it and `args` are pickled, so it may be a closure. `worker` is a `Worker`.
         num_workers: how many; the cluster must have as many free slots.
+        data: a Spark DataFrame. `main` is then called as `main(worker, batches, *args)`, where
+            `batches` yields the worker's rows as `pyarrow.RecordBatch`es, once; all must be read.
+            Rows are dealt to the workers and ordered by a hash of their content (in the last
+            column, `dist.dataframes.KEY`), so that the same rows come again after a failure.
         spark: a SparkSession or SparkContext. None takes the active one; without one it takes the
             master that spark-submit was given, and in a plain Python script starts a session on
             `local[num_workers]`, which stays open for later calls.
@@ -83,8 +89,12 @@ def launch(
             f"a sign of life each second, got {heartbeat_timeout!r}"
         )
     call = _pickled(main, args)
+    if data is not None and spark is None:
+        spark = getattr(data, "sparkSession", None)
     context = cluster.spark_context(spark, num_workers)
     cluster.check(context, num_workers, slots_timeout)
+    from .task import BarrierTask  # which needs PySpark
+
     options = Options(
         secret=secrets.token_bytes(32),
         device=device,
@@ -98,7 +108,7 @@ def launch(
     name = getattr(main, "__qualname__", type(main).__name__)
     about = description or f"tensorlite: {name} on {num_workers} workers"
     with cluster.job(context, about, pool):
-        return _run(context, call, options, num_workers)
+        return _run(context, BarrierTask(call, options, data is not None), data, num_workers)
 
 
 def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:
@@ -115,16 +125,15 @@ def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:
         ) from error
 
 
-def _run(context: Any, call: bytes, options: Options, num_workers: int) -> list[Any]:
+def _run(context: Any, task: Any, data: Any, num_workers: int) -> list[Any]:
     from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
     from pyspark import cloudpickle
 
-    from .task import BarrierTask, failure_in
+    from .task import failure_in
 
-    stage = context.parallelize(range(num_workers), num_workers).barrier()
     try:
         with cluster.own_python(context):
-            reports = stage.mapPartitions(BarrierTask(call, options)).collect()
+            reports = _reports(context, task, data, num_workers)
     except Py4JJavaError as error:
         text = str(error.java_exception)
         raise WorkerError(failure_in(text) or cluster.failed_task(context, text)) from None
@@ -134,3 +143,17 @@ def _run(context: Any, call: bytes, options: Options, num_workers: int) -> list[
     if len(reports) != num_workers:
         raise DistributedError(f"launch: {len(reports)} of {num_workers} workers reported")
     return [cloudpickle.loads(report.result) for report in sorted(reports, key=lambda r: r.rank)]
+
+
+def _reports(context: Any, task: Any, data: Any, num_workers: int) -> list[Any]:
+    from pyspark import cloudpickle
+
+    from .task import ARROW_SCHEMA, in_arrow
+
+    if data is None:
+        stage = context.parallelize(range(num_workers), num_workers).barrier()
+        return stage.mapPartitions(task).collect()
+    dealt = dealt_out(data, num_workers)
+    # As an RDD, whose errors still hold the text that the task has failed with.
+    reported = dealt.mapInArrow(in_arrow(task), ARROW_SCHEMA, barrier=True).rdd
+    return [cloudpickle.loads(bytes(row.report)) for row in reported.collect()]

@@ -222,24 +222,25 @@ class ProgressBar:
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, total: int, stream: Any = None):
+    def __init__(self, stream: Any = None):
         self._stream = stream if stream is not None else sys.stderr
-        self._total = total
         self._bar: Any = None
         self._last_line = 0.0
         if self._stream.isatty():
-            self._bar = tqdm(total=total, file=self._stream, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(file=self._stream, unit="step", dynamic_ncols=True)
 
     def __call__(self, record: Record) -> None:
+        total = record["steps"]
         if self._bar is not None:
+            self._bar.total = total  # of a DataFrame the workers count the rows
             self._bar.set_postfix_str(_figures(record), refresh=False)
             self._bar.update(record["step"] - self._bar.n)
             return
         now = time.monotonic()
-        if record["step"] < self._total and now - self._last_line < self.SECONDS_BETWEEN_LINES:
+        if record["step"] < total and now - self._last_line < self.SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        print(f"step {record['step']}/{self._total}  {_figures(record)}", file=self._stream)
+        print(f"step {record['step']}/{total}  {_figures(record)}", file=self._stream)
         self._stream.flush()
 
     def close(self) -> None:

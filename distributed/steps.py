@@ -29,7 +29,14 @@ _LOSS_STREAM, _AUGMENT_STREAM = 1, 2  # independent keys from the one seed
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the workers are to do. `Trainer` describes the fields that come from its options."""
+    """What the workers are to do. `Trainer` describes the fields that come from its options.
+
+    Attributes:
+        arrays: all rows, or with `counts` this worker's own; then counts has the number of rows of
+            each worker, in rank order.
+        epochs: where the number of steps follows from rows that only the workers know.
+        validation: arrays of rows that all workers have, or with `counts` this worker's own.
+    """
 
     loss: Callable[..., Any]
     optimizer: Any
@@ -51,11 +58,24 @@ class Job:
     keep_best: bool = False
     on_nonfinite: str = "stop"
     time_limit: float | None = None
+    counts: tuple[int, ...] | None = None
+    epochs: int | None = None
+    evaluate: Callable[..., Any] | None = None
+    validation: tuple[np.ndarray, ...] | None = None
+    validation_counts: tuple[int, ...] | None = None
+    patience: int | None = None
+    skipped_rows: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of all workers together."""
+        return len(self.arrays[0]) if self.counts is None else sum(self.counts)
 
     @property
     def steps_per_epoch(self) -> int:
-        rows = len(self.arrays[0])
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        rows = self.rows
+        full = rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        return full if self.counts is None else max(full, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,39 +83,16 @@ class Share:
     """A part of a global batch, whose gradients are computed at once.
 
     Attributes:
-        rows: the numbers of its rows in the data set.
+        rows: the numbers of its rows in this worker's arrays.
         first: the place of the first one in the batch.
         weight: the part of the batch that they are.
+        base: what makes a number of `rows` one that no other worker's row has.
     """
 
     rows: np.ndarray
     first: int
     weight: float
-
-    @classmethod
-    def all_of(cls, worker: Worker, batch: np.ndarray, job: Job) -> list[Share]:
-        """This worker's shards of the batch, in order: one, unless the job has a number of shards
-        or accumulates.
-
-        The batch is cut into shards of consecutive rows; their sizes differ by at most one.
-        """
-        if job.shards is not None:
-            count = job.shards
-            each = count // worker.size  # both are powers of two
-            mine = range(worker.rank * each, (worker.rank + 1) * each)
-        else:
-            # What the workers compute at a time are neighbours: together they are a part of the
-            # batch, with a row at least, that does not depend on the number of workers.
-            count = worker.size * min(job.accumulate, len(batch))
-            mine = range(worker.rank, count, worker.size)
-        return [cls._shard(batch, number, count) for number in mine]
-
-    @classmethod
-    def _shard(cls, batch: np.ndarray, number: int, count: int) -> Share:
-        first, end = len(batch) * number // count, len(batch) * (number + 1) // count
-        if end == first:  # no row is left for it: compute one of weight 0, since a mean needs a row
-            return cls(batch[:1], 0, 0.0)
-        return cls(batch[first:end], first, (end - first) / len(batch))
+    base: int = 0
 
 
 class Functions:
@@ -111,7 +108,7 @@ class Functions:
         self._loss_key = random.fold_in(root, _LOSS_STREAM)
         self._augment_key = random.fold_in(root, _AUGMENT_STREAM)
         self._takes_key = "key" in inspect.signature(job.loss).parameters
-        self._average = moving_average(job)
+        self._average = moving_average(job.ema)
         self._augment = tl.jit(self._augmented)
         self._whole_step = tl.jit(self._stepped, donate_argnums=0)
         # With shards, what each of them needs is a program of its own, so that its bits are the
@@ -165,11 +162,12 @@ class Functions:
             state["compression"] = {**state["compression"], "errors": errors}
         return state
 
-    def input(self, epoch: int, rows: np.ndarray) -> list[tl.Tensor]:
-        """The arrays of a shard as tensors, the first one augmented."""
-        tensors = [tl.asarray(array[rows], copy=False) for array in self._job.arrays]
+    def input(self, epoch: int, share: Share, arrays: list[np.ndarray]) -> list[tl.Tensor]:
+        """The rows of a share as tensors, those of the first array augmented."""
+        tensors = [tl.asarray(array, copy=False) for array in arrays]
         if self._job.augment is not None:
-            tensors[0] = self._augment(tl.asarray(epoch), tl.asarray(rows), tensors[0])
+            numbers = tl.asarray(share.rows + share.base)
+            tensors[0] = self._augment(tl.asarray(epoch), numbers, tensors[0])
         return tensors
 
     def step(
@@ -330,9 +328,9 @@ class Functions:
         return new
 
 
-def moving_average(job: Job) -> optim.MovingAverage | None:
-    """The moving average that the job asks for. Its warm-up forgets the initial parameters soon."""
-    return optim.ema(job.ema, warm_up=True) if job.ema is not None else None
+def moving_average(decay: float | None) -> optim.MovingAverage | None:
+    """The moving average with this decay. Its warm-up forgets the initial parameters soon."""
+    return optim.ema(decay, warm_up=True) if decay is not None else None
 
 
 def _pairwise_sum(x: tl.Tensor) -> tl.Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pyspark import BarrierTaskContext, cloudpickle
 
@@ -19,6 +19,9 @@ from .errors import DistributedError, Failure
 from .life import Options, Place, live
 from .rendezvous import host_of
 from .worker import Worker
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MARKED = re.compile(r"\[worker-report:([A-Za-z0-9+/=]+):end\]")
 
@@ -48,10 +51,12 @@ def failure_in(text: str) -> Failure | None:
 
 @dataclasses.dataclass(frozen=True)
 class BarrierTask:
-    """The function of the barrier stage. `call` is the pickled `(main, args)`."""
+    """The function of the barrier stage. `call` is the pickled `(main, args)`; with `takes_rows`
+    main gets the rows of its partition, after the worker."""
 
     call: bytes
     options: Options
+    takes_rows: bool = False
 
     def __call__(self, rows: Iterator[Any]) -> Iterator[Report]:
         context = BarrierTaskContext.get()
@@ -63,13 +68,16 @@ class BarrierTask:
             cpus=context.cpus(),
             resources={name: tuple(r.addresses) for name, r in context.resources().items()},
         )
-        outcome = live(self._call_main, place, self.options, context.allGather)
+        given = (rows,) if self.takes_rows else ()
+        outcome = live(
+            lambda worker: self._call_main(worker, *given), place, self.options, context.allGather
+        )
         if outcome.failure is not None and not outcome.settled:
             root = outcome.failure.root()
             raise TaskFailed(dataclasses.replace(root, partition=root.rank))
         return iter([Report(place.rank, outcome.result or b"", outcome.failure)])
 
-    def _call_main(self, worker: Worker) -> bytes:
+    def _call_main(self, worker: Worker, *given: Any) -> bytes:
         # Unpickled here rather than by Spark, so that a module missing on one host is reported like
         # any other error.
         try:
@@ -79,7 +87,7 @@ class BarrierTask:
                 f"main or its arguments need a module that this worker has not: {error}; install "
                 "it on the executors, or ship it with SparkContext.addPyFile or --py-files"
             ) from error
-        result = main(worker, *args)
+        result = main(worker, *given, *args)
         try:
             return cloudpickle.dumps(result)
         except Exception as error:  # pickle raises whatever the result's own methods raise
@@ -87,3 +95,20 @@ class BarrierTask:
                 "the result of main cannot be sent to the driver: "
                 f"{type(error).__name__}: {error}; return tensors, arrays, numbers or trees of them"
             ) from error
+
+
+ARROW_SCHEMA = "report binary"  # of what `in_arrow` yields
+
+
+def in_arrow(
+    task: BarrierTask,
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """The task as a function for `DataFrame.mapInArrow`, which yields the pickled report."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        for report in task(batches):
+            yield pa.RecordBatch.from_arrays([pa.array([cloudpickle.dumps(report)])], ["report"])
+
+    return run

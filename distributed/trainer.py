@@ -19,14 +19,20 @@ from tensorlite.data import ArrayDataset
 from . import cluster, recovery
 from .checkpoint import CheckpointFolder
 from .compression import PowerSGD
-from .compression import check as check_compression
+from .dataframes import FrameDataset
 from .errors import SlotsError, WorkerError
 from .launch import launch
 from .local import local_worker
-from .monitor import Monitor, MonitorAddress, ProgressBar, Record, Reporter
+from .monitor import Monitor, MonitorAddress, ProgressBar, Record
+from .options import (
+    check_accumulate,
+    check_compression,
+    check_count,
+    check_shards,
+    checked_options,
+)
 from .steps import Job, moving_average
-from .training import Progress, train
-from .worker import Worker
+from .training import Progress, train, train_in_worker, train_on_rows, with_rows
 
 Watcher = Callable[[Record], None]
 
@@ -39,14 +45,16 @@ class TrainingResult:
         model: the trained model.
         averaged_model: the model with the moving averages of its parameters; None without `ema`.
         optimizer_state: the optimizer's state after the last step.
-        history: `{"loss": [...]}`, the loss over the global batch at every step.
+        history: `{"loss": [...]}`, the loss over the global batch at every step; with validation
+            rows also "validation_loss", or what `evaluate` names, after every epoch.
         summary: steps, epochs, workers, seconds (all of `fit`), images_per_second (of all workers
             together), and on rank 0 the parts of a step's time spent on input, compute and
             communication, which add up to 1. Communication is what was waited for;
             hidden_communication is the part of a step in which it went on behind computation.
             restarts: how many times the training was started again after a failure.
-            stopped: why it ended before its last step, "stop()", "time limit" or "SIGTERM"; else
-            "". skipped: updates that were not made, with on_nonfinite="skip".
+            stopped: why it ended before its last step, "stop()", "time limit", "SIGTERM" or "no
+            improvement"; else "". skipped: updates that were not made, with on_nonfinite="skip".
+            skipped_rows: rows of a DataFrame that were left out, with on_invalid="skip".
             Rates leave out the first step of each batch size, which is traced and compiled.
     """
 
@@ -80,6 +88,10 @@ class Trainer:
             for each row and epoch, so that it does not depend on the number of workers. It is
             mapped over the rows and sees a batch of one: images of shape (1, ...), and must be
             traceable.
+        evaluate: `evaluate(model, *arrays)` measures validation rows: a scalar, the mean over the
+            rows, or a dict of such, such as loss and accuracy. None takes the loss.
+        patience: end after so many epochs without a smaller validation loss, and return the model
+            that had the least.
         ema: decay of a moving average of the parameters, such as 0.9999 (`optim.ema` with warm-up).
         checkpoint: a folder: a local path, or a URI such as hdfs:// or s3://. The state is saved
             there at the end and every `checkpoint_every` steps, by rank 0, while training goes on;
@@ -145,6 +157,8 @@ class Trainer:
         num_workers: int = 0,
         device: str = "auto",
         augment: Callable[..., Any] | None = None,
+        evaluate: Callable[..., Any] | None = None,
+        patience: int | None = None,
         ema: float | None = None,
         checkpoint: str | None = None,
         checkpoint_every: int | None = None,
@@ -166,27 +180,30 @@ class Trainer:
     ):
         if not callable(loss):
             raise TypeError(f"Trainer: loss is a function, got {type(loss).__name__}")
-        if augment is not None and not callable(augment):
-            raise TypeError(f"Trainer: augment is a function, got {type(augment).__name__}")
+        for name, function in (("augment", augment), ("evaluate", evaluate)):
+            if function is not None and not callable(function):
+                raise TypeError(f"Trainer: {name} is a function, got {type(function).__name__}")
+        if patience is not None:
+            check_count("patience", patience, 1)
         for name in ("init", "update"):
             if not callable(getattr(optimizer, name, None)):
                 raise TypeError(
                     f"Trainer: optimizer has no {name} method; use one of tensorlite.optim, such "
                     f"as optim.sgd(0.1), got {type(optimizer).__name__}"
                 )
-        _check_count("batch_size", batch_size, 1)
-        _check_count("num_workers", num_workers, 0)
+        check_count("batch_size", batch_size, 1)
+        check_count("num_workers", num_workers, 0)
         if checkpoint_every is not None:
-            _check_count("checkpoint_every", checkpoint_every, 1)
+            check_count("checkpoint_every", checkpoint_every, 1)
             if checkpoint is None:
                 raise ValueError("Trainer: checkpoint_every needs a checkpoint folder")
         if checkpoint is not None:
             CheckpointFolder(str(checkpoint))  # says now what is wrong with the path
         if ema is not None and not (isinstance(ema, int | float) and 0 <= ema < 1):
             raise ValueError(f"Trainer: ema is a decay between 0 and 1, got {ema!r}")
-        _check_count("seed", seed, 0)
-        _check_count("keep_checkpoints", keep_checkpoints, 1)
-        _check_count("max_restarts", max_restarts, 0)
+        check_count("seed", seed, 0)
+        check_count("keep_checkpoints", keep_checkpoints, 1)
+        check_count("max_restarts", max_restarts, 0)
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(
                 f"Trainer: on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}"
@@ -196,16 +213,16 @@ class Trainer:
                 f"Trainer: time_limit is a positive number of seconds, got {time_limit!r}"
             )
         if bucket_bytes is not None:
-            _check_count("bucket_bytes", bucket_bytes, 1)
+            check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
-            _check_shards(shards, max(num_workers, 1))
+            check_shards(shards, max(num_workers, 1))
         if compression is not None:
-            _check_compression(compression, shards)
+            check_compression(compression, shards)
         if not isinstance(shard_optimizer, bool):
             raise TypeError(f"Trainer: shard_optimizer is True or False, got {shard_optimizer!r}")
-        _check_count("accumulate", accumulate, 1)
+        check_count("accumulate", accumulate, 1)
         if accumulate > 1:
-            _check_accumulate(accumulate, shards, batch_size, max(num_workers, 1))
+            check_accumulate(accumulate, shards, batch_size, max(num_workers, 1))
         if num_workers > batch_size:
             raise ValueError(
                 f"Trainer: batch_size={batch_size} rows cannot be shared by {num_workers} workers"
@@ -215,7 +232,7 @@ class Trainer:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.device = "cpu" if device == "auto" else str(tl.device.get_device(device))
-        self.augment = augment
+        self.augment, self.evaluate, self.patience = augment, evaluate, patience
         self.ema = ema
         self.checkpoint = str(checkpoint) if checkpoint is not None else None
         self.checkpoint_every = checkpoint_every
@@ -233,36 +250,49 @@ class Trainer:
         self._running: Monitor | None = None
         self.progress = progress
         self.spark = spark
-        self.launch_options = _checked_options(launch_options)
+        self.launch_options = checked_options(launch_options)
 
     def fit(
         self,
         model: Any,
-        data: ArrayDataset,
+        data: Any,
         *,
         steps: int | None = None,
         epochs: int | None = None,
+        validation: ArrayDataset | None = None,
     ) -> TrainingResult:
         """Train `model` on `data` for `steps` steps or `epochs` epochs in all.
 
         Args:
             model: any pytree of parameters, such as an `nn.Module`; it is not changed.
-            data: its arrays are passed to the loss, batch by batch. Every worker gets all of it.
+            data: an `ArrayDataset`, whose arrays are passed to the loss, batch by batch; every
+                worker gets all of it. Or a Spark DataFrame, or a `FrameDataset` with more to say of
+                one: then each worker reads its own share of the rows, and all workers go through
+                theirs exactly once in an epoch. Batches have about `batch_size` rows, nearly the
+                same number each, so that drop_last drops none; which rows come together depends
+                on the number of workers.
+            validation: rows that are measured after every epoch; of a DataFrame, the rows that
+                its `validation_column` marks are.
 
         Raises:
             WorkerError: the loss (or anything else) raised in a worker; has its traceback. Without
                 workers the exception itself is raised.
             FloatingPointError: the loss is infinite or NaN (within a WorkerError, with workers).
+            DataFrameError: a DataFrame that cannot be trained on (likewise).
         """
         if isinstance(model, type):
             raise TypeError(f"Trainer.fit: model is the class {model.__name__}; pass an instance")
         model = tl.tree.map(tl.asarray, model)
-        job = self._job(data, steps, epochs)
+        if (steps is None) == (epochs is None):
+            raise ValueError("Trainer.fit: pass either steps or epochs")
+        check_count("steps" if epochs is None else "epochs", steps if epochs is None else epochs, 1)
+        frame = self._frame(data, validation)
+        job = self._job(data if frame is None else None, steps, epochs, validation)
         began = time.perf_counter()
         self._stopping.clear()
-        with self._watching(job) as watch:
-            progress, restarts = self._run(job, model, watch)
-        return self._result(job, progress, restarts, time.perf_counter() - began)
+        with self._watching() as watch:
+            progress, restarts = self._run(job, model, watch, frame)
+        return self._result(progress, restarts, time.perf_counter() - began)
 
     def stop(self) -> None:
         """End a `fit` that goes on in another thread: all workers after the same step, with a
@@ -271,23 +301,49 @@ class Trainer:
         if self._running is not None:
             self._running.stop()
 
-    def _job(self, data: ArrayDataset, steps: int | None, epochs: int | None) -> Job:
-        if not isinstance(data, ArrayDataset):
-            raise TypeError(
-                f"Trainer.fit: data is an ArrayDataset, got {type(data).__name__}; "
-                "wrap NumPy arrays with tl.data.ArrayDataset(images, labels)"
+    def _frame(self, data: Any, validation: Any) -> FrameDataset | None:
+        """The data as columns of a DataFrame, if they are."""
+        frame = FrameDataset(data) if hasattr(data, "mapInArrow") else data
+        if not isinstance(frame, FrameDataset):
+            return None
+        if self.shards is not None:
+            raise ValueError(
+                f"Trainer.fit: shards={self.shards} needs data that all workers have, and of a "
+                "DataFrame each has its own rows; leave shards out, or pass an ArrayDataset"
             )
-        if (steps is None) == (epochs is None):
-            raise ValueError("Trainer.fit: pass either steps or epochs")
-        if len(data) == 0 or (self.drop_last and len(data) < self.batch_size):
-            raise ValueError(f"Trainer.fit: {data} has no batch of {self.batch_size} rows")
-        _check_count(
-            "steps" if epochs is None else "epochs", steps if epochs is None else epochs, 1
-        )
+        if validation is not None:
+            raise ValueError(
+                "Trainer.fit: of a DataFrame, the rows to validate on are marked by a column: "
+                "FrameDataset(..., validation_column=...)"
+            )
+        return frame
+
+    def _job(
+        self,
+        data: Any,
+        steps: int | None,
+        epochs: int | None,
+        validation: ArrayDataset | None = None,
+    ) -> Job:
+        arrays: tuple[np.ndarray, ...] = ()
+        if data is not None:
+            if not isinstance(data, ArrayDataset):
+                raise TypeError(
+                    "Trainer.fit: data is an ArrayDataset or a Spark DataFrame, got "
+                    f"{type(data).__name__}; wrap NumPy arrays with "
+                    "tl.data.ArrayDataset(images, labels)"
+                )
+            if len(data) == 0 or (self.drop_last and len(data) < self.batch_size):
+                raise ValueError(f"Trainer.fit: {data} has no batch of {self.batch_size} rows")
+            arrays = tuple(np.ascontiguousarray(array) for array in data.arrays)
+        if validation is not None and not (isinstance(validation, ArrayDataset) and validation):
+            raise TypeError(
+                f"Trainer.fit: validation is an ArrayDataset with rows, got {validation!r}"
+            )
         job = Job(
             loss=self.loss,
             optimizer=self.optimizer,
-            arrays=tuple(np.ascontiguousarray(array) for array in data.arrays),
+            arrays=arrays,
             batch_size=self.batch_size,
             steps=steps or 0,
             seed=self.seed,
@@ -305,17 +361,23 @@ class Trainer:
             shard_optimizer=self.shard_optimizer,
             on_nonfinite=self.on_nonfinite,
             time_limit=self.time_limit,
+            epochs=epochs,
+            evaluate=self.evaluate,
+            validation=validation.arrays if validation is not None else None,
+            patience=self.patience,
         )
-        if epochs is not None:
+        if self.patience is not None and data is not None and validation is None:
+            raise ValueError("Trainer.fit: patience needs validation rows")
+        if epochs is not None and data is not None:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
         return job
 
     @contextlib.contextmanager
-    def _watching(self, job: Job) -> Iterator[Watcher | None]:
+    def _watching(self) -> Iterator[Watcher | None]:
         if callable(self.progress):
             yield self.progress
         elif self.progress:
-            bar = ProgressBar(job.steps)
+            bar = ProgressBar()
             try:
                 yield bar
             finally:
@@ -323,11 +385,15 @@ class Trainer:
         else:
             yield None
 
-    def _run(self, job: Job, model: Any, watch: Watcher | None) -> tuple[Progress, int]:
+    def _run(
+        self, job: Job, model: Any, watch: Watcher | None, frame: FrameDataset | None
+    ) -> tuple[Progress, int]:
         """How the run ended, and how many times it was started again."""
         if self.num_workers == 0:
             with local_worker(self.device) as worker, tl.default_device(self.device):
                 here = _moved(model, self.device)
+                if frame is not None:
+                    job = with_rows(worker, job, frame.batches(), frame.reading())
                 progress = train(worker, job, here, _Direct(watch, self._stopping))
             return dataclasses.replace(progress, state=_moved(progress.state, "cpu")), 0
         began, heard = time.monotonic(), recovery.Heard(watch)
@@ -340,9 +406,11 @@ class Trainer:
                     left = max(job.time_limit - (time.monotonic() - began), 0.0)
                 try:
                     results = launch(
-                        _train_in_worker,
-                        (dataclasses.replace(job, time_limit=left), model, address),
+                        train_in_worker if frame is None else train_on_rows,
+                        (dataclasses.replace(job, time_limit=left), model, address)
+                        + (() if frame is None else (frame.reading(),)),
                         num_workers=self.num_workers,
+                        data=None if frame is None else frame.selected(),
                         spark=self.spark,
                         device=self.device,
                         **{"description": self._described(job), **self.launch_options},
@@ -353,10 +421,10 @@ class Trainer:
                     return results[0], restarts.count
 
     def _described(self, job: Job) -> str:
-        epochs = job.steps / job.steps_per_epoch
+        length = f"{job.epochs} epochs" if job.epochs is not None else f"{job.steps} steps"
         return (
-            f"tensorlite: {job.steps} steps ({epochs:.3g} epochs) of {self.batch_size} rows on "
-            f"{self.num_workers} workers"
+            f"tensorlite: {length} in batches of {self.batch_size} rows on {self.num_workers} "
+            "workers"
         )
 
     @contextlib.contextmanager
@@ -385,16 +453,14 @@ class Trainer:
             finally:
                 self._running = None
 
-    def _result(
-        self, job: Job, progress: Progress, restarts: int, seconds: float
-    ) -> TrainingResult:
+    def _result(self, progress: Progress, restarts: int, seconds: float) -> TrainingResult:
         state, timing = progress.state, progress.timing
-        average = moving_average(job)
+        average = moving_average(self.ema)
         averaged = average.average(state["average"], state["model"]) if average else None
         total = timing.total or 1.0
         summary = {
             "steps": len(progress.losses),
-            "epochs": len(progress.losses) / job.steps_per_epoch,
+            "epochs": len(progress.losses) / progress.steps_per_epoch,
             "workers": max(self.num_workers, 1),
             "seconds": seconds,
             "images_per_second": timing.rows / total,
@@ -405,21 +471,10 @@ class Trainer:
             "restarts": restarts,
             "stopped": progress.stopped,
             "skipped": progress.skipped,
+            "skipped_rows": progress.skipped_rows,
         }
-        history = {"loss": progress.losses}
+        history = {"loss": progress.losses, **progress.validation}
         return TrainingResult(state["model"], averaged, state["optimizer"], history, summary)
-
-
-def _train_in_worker(
-    worker: Worker, job: Job, model: Any, address: MonitorAddress | None
-) -> Progress | None:
-    """The main function of a worker. Only rank 0 sends its state back: the others' is the same."""
-    reporter = Reporter(address if worker.rank == 0 else None)
-    try:
-        progress = train(worker, job, model, reporter)
-    finally:
-        reporter.close()
-    return progress if worker.rank == 0 else None
 
 
 class _Direct:
@@ -435,62 +490,3 @@ class _Direct:
 
 def _moved(tree: Any, device: str) -> Any:
     return tl.tree.map(lambda leaf: tl.asarray(leaf, device=device), tree)
-
-
-def _checked_options(options: Any) -> dict[str, Any]:
-    allowed = (
-        "timeout",
-        "connect_timeout",
-        "heartbeat_timeout",
-        "slots_timeout",
-        "port_range",
-        "bind",
-        "encrypt",
-        "description",
-        "pool",
-    )
-    if options is None:
-        return {}
-    if not isinstance(options, dict) or not set(options) <= set(allowed):
-        raise TypeError(
-            f"Trainer: launch_options is a dict with some of {', '.join(allowed)}, got {options!r}"
-        )
-    return options
-
-
-def _check_shards(shards: Any, workers: int) -> None:
-    _check_count("shards", shards, 1)
-    if shards & (shards - 1) or workers & (workers - 1) or workers > shards:
-        raise ValueError(
-            f"Trainer: shards={shards} and {workers} workers must be powers of two, and there must "
-            "be at least one shard for each worker"
-        )
-
-
-def _check_compression(compression: Any, shards: int | None) -> None:
-    check_compression(compression)
-    if shards is not None:
-        raise ValueError(
-            f"Trainer: compression={compression!r} rounds what workers send each other, and "
-            f"shards={shards} is for bits that do not depend on their number; leave one of them out"
-        )
-
-
-def _check_accumulate(accumulate: int, shards: int | None, batch_size: int, workers: int) -> None:
-    if shards is not None:
-        raise ValueError(
-            f"Trainer: shards={shards} are computed one after the other already; leave "
-            f"accumulate={accumulate} out, or choose more shards"
-        )
-    if batch_size < accumulate * workers:
-        raise ValueError(
-            f"Trainer: batch_size={batch_size} rows cannot be cut into accumulate={accumulate} "
-            f"parts with a row for each of {workers} workers"
-        )
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"Trainer: {name} must be a whole number of at least {least}, got {value!r}"
-        )

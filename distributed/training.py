@@ -13,20 +13,23 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 import tensorlite as tl
 from tensorlite import communication
-from tensorlite.data import permutation
 
+from .batches import Batch, batches, gathered, order_of
 from .checkpoint import CheckpointFolder, Writer
 from .collectives import all_gather, broadcast
 from .errors import DistributedError
-from .steps import Functions, Job, Share, is_float
+from .monitor import MonitorAddress, Reporter
+from .spool import Reading, read_rows
+from .steps import Functions, Job, is_float
 from .stopping import Wishes, reason_of
+from .validation import Validation
 from .worker import Worker
 
 
@@ -54,8 +57,11 @@ class Progress:
     state: Any
     losses: list[float]
     timing: Timing
+    steps_per_epoch: int
+    validation: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # by epoch
     stopped: str = ""  # why it ended early
     skipped: int = 0  # steps whose update was not made
+    skipped_rows: int = 0  # that were not read
 
 
 def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> Progress:
@@ -71,12 +77,65 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
     state = functions.start(model)
     _check_agreement(worker, model)
     folder = _opened(worker, job)
-    step, state, losses = _resume(worker, job, functions, folder, state)
+    validation = Validation.of(job, worker, state["model"])
+    step, state, losses = _resume(worker, job, functions, folder, state, validation)
     with contextlib.ExitStack() as stack:
-        save = _saver(worker, job, folder, report, stack)
+        save = _saver(worker, job, folder, report, validation, stack)
         wishes = Wishes(job.time_limit, getattr(report, "asked_to_stop", _never))
         stack.enter_context(wishes.catching())
-        return _loop(worker, job, functions, report, save, wishes, step, state, losses)
+        return _loop(worker, job, functions, report, save, wishes, validation, step, state, losses)
+
+
+def train_in_worker(
+    worker: Worker, job: Job, model: Any, address: MonitorAddress | None
+) -> Progress | None:
+    """The main function of a worker. Only rank 0 sends its state back: the others' is the same."""
+    reporter = Reporter(address if worker.rank == 0 else None)
+    try:
+        progress = train(worker, job, model, reporter)
+    finally:
+        reporter.close()
+    return progress if worker.rank == 0 else None
+
+
+def train_on_rows(
+    worker: Worker,
+    batches: Iterable[Any],
+    job: Job,
+    model: Any,
+    address: MonitorAddress | None,
+    reading: Reading,
+) -> Progress | None:
+    """The main function of a worker that has rows of its own, which it reads from `batches`."""
+    job = with_rows(worker, job, batches, reading)
+    return train_in_worker(worker, job, model, address)
+
+
+def with_rows(worker: Worker, job: Job, batches: Iterable[Any], reading: Reading) -> Job:
+    """The job on rows of this worker's own, which are read from Arrow batches.
+
+    Raises:
+        DataFrameError: the rows cannot be used.
+    """
+    rows = read_rows(worker, batches, reading)
+    if rows.skipped and worker.rank == 0:
+        shown = f", such as {rows.invalid[0]}" if rows.invalid else ""
+        print(f"{rows.skipped} rows are left out{shown}", file=sys.stderr)
+    job = dataclasses.replace(
+        job,
+        arrays=rows.training,
+        counts=rows.counts,
+        validation=rows.validation,
+        validation_counts=rows.validation_counts,
+        skipped_rows=rows.skipped,
+    )
+    if job.patience is not None and job.validation is None:
+        raise ValueError("Trainer.fit: patience needs validation rows; set a validation_column")
+    return (
+        job
+        if job.epochs is None
+        else dataclasses.replace(job, steps=job.epochs * job.steps_per_epoch)
+    )
 
 
 def _loop(
@@ -86,60 +145,76 @@ def _loop(
     report: Callable[..., None],
     save: Callable[..., None],
     wishes: Wishes,
+    validation: Validation | None,
     step: int,
     state: dict[str, Any],
     losses: list[float],
 ) -> Progress:
     """The steps from `step` on."""
     timing = Timing()
-    shapes_seen: set[int] = set()
+    shapes_seen: set[tuple[int, ...]] = set()
     stopped, skipped = "", 0
-    for epoch, batch in _batches(job, start=step):
-        began, before = time.perf_counter(), communication.spent()
-        shares = Share.all_of(worker, batch, job)
-        arrays = [functions.input(epoch, share.rows) for share in shares]
+    began = time.perf_counter()
+    for batch, rows in gathered(job, batches(job, worker, start=step)):
+        epoch, before = batch.epoch, communication.spent()
+        arrays = [
+            functions.input(epoch, share, own)
+            for share, own in zip(batch.shares, rows, strict=True)
+        ]
         fed = time.perf_counter()
-        state, told = functions.step(state, step, shares, arrays, wishes.number())
+        state, told = functions.step(state, step, batch.shares, arrays, wishes.number())
         losses.append(float(told["loss"]))
         step += 1
         if job.on_nonfinite == "stop":
-            _check_finite(losses[-1], step, epoch, batch)
+            _check_finite(losses[-1], step, batch)
         elif not bool(told["made"]):
             skipped += 1
             if skipped == 1 and worker.rank == 0:
-                what = _not_finite(losses[-1], step, epoch, batch)
+                what = _not_finite(losses[-1], step, batch)
                 report({"warning": f"{what}; such updates are skipped"}, last=True)
         stopped = reason_of(float(told["wish"])) if step < job.steps else ""
         done, after = time.perf_counter(), communication.spent()
-        if len(batch) in shapes_seen:
+        shapes = tuple(len(share.rows) for share in batch.shares)
+        if shapes in shapes_seen:
             exposed = after.exposed - before.exposed
             timing.input += fed - began
             timing.compute += (done - fed) - exposed
             timing.communication += exposed
             timing.hidden += after.hidden - before.hidden
-            timing.rows += len(batch)
-        shapes_seen.add(len(batch))
+            timing.rows += batch.size
+        shapes_seen.add(shapes)
+        found = {}
+        if validation is not None and step % job.steps_per_epoch == 0:
+            found = validation.after_epoch(state["model"])
+            if validation.is_hopeless and step < job.steps:
+                stopped = stopped or "no improvement"
         if worker.rank == 0:
-            report(
-                _record(step, epoch, losses[-1], timing), last=step == job.steps or bool(stopped)
-            )
+            record = _record(job, step, epoch, losses[-1], timing) | found
+            report(record, last=step == job.steps or bool(stopped) or bool(found))
         if _is_due(job, step) or (stopped and job.checkpoint is not None):
             _check_sound(state["model"], step, epoch)
             _check_drift(worker, state["model"], step)
             save(step, functions.whole(state), losses)
         if stopped:
             break
-    return Progress(functions.whole(state), losses, timing, stopped, skipped)
+        began = time.perf_counter()
+    whole, history = functions.whole(state), {}
+    if validation is not None:
+        history = validation.history
+        whole["model"] = validation.best(whole["model"])
+    return Progress(
+        whole, losses, timing, job.steps_per_epoch, history, stopped, skipped, job.skipped_rows
+    )
 
 
 def _never() -> bool:
     return False
 
 
-def _check_finite(loss: float, step: int, epoch: int, batch: np.ndarray) -> None:
+def _check_finite(loss: float, step: int, batch: Batch) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"{_not_finite(loss, step, epoch, batch)}, with the parameters from before that step's "
+            f"{_not_finite(loss, step, batch)}, with the parameters from before that step's "
             "update. The usual causes: a learning rate that is too high, integer labels outside of "
             "the classes, or NaN in the data. tl.debug_nans() names the operation; "
             "on_nonfinite='skip' leaves such updates out"
@@ -158,27 +233,17 @@ def _check_sound(model: Any, step: int, epoch: int) -> None:
             )
 
 
-def _not_finite(loss: float, step: int, epoch: int, batch: np.ndarray) -> str:
-    shown = ", ".join(map(str, batch[:8].tolist())) + ", ..." * (len(batch) > 8)
+def _not_finite(loss: float, step: int, batch: Batch) -> str:
+    shown = ", ".join(map(str, batch.rows[:8].tolist())) + ", ..." * (batch.size > 8)
     what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-    return f"{what} at step {step} (epoch {epoch}, rows {shown} of the data)"
+    return f"{what} at step {step} (epoch {batch.epoch}, rows {shown} of the data)"
 
 
-def _batches(job: Job, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Epoch and row numbers of each global batch from step `start` to the last."""
-    count = len(job.arrays[0])
-    order, of_epoch = np.empty(0, np.int64), -1
-    for step in range(start, job.steps):
-        epoch, place = divmod(step, job.steps_per_epoch)
-        if epoch != of_epoch:
-            order, of_epoch = permutation(count, job.seed, epoch), epoch
-        yield epoch, order[place * job.batch_size : (place + 1) * job.batch_size]
-
-
-def _record(step: int, epoch: int, loss: float, timing: Timing) -> dict[str, Any]:
+def _record(job: Job, step: int, epoch: int, loss: float, timing: Timing) -> dict[str, Any]:
     """What is shown of a step while the run goes on."""
     return {
         "step": step,
+        "steps": job.steps,
         "epoch": epoch,
         "loss": loss,
         "images_per_second": timing.rows / timing.total if timing.rows else 0.0,
@@ -227,18 +292,11 @@ def _check_drift(worker: Worker, model: Any, step: int) -> None:
         )
 
 
-def _checkpoint_of(state: dict[str, Any], losses: list[float]) -> dict[str, Any]:
-    return {"state": state, "losses": tl.asarray(np.asarray(losses, np.float64))}
-
-
-def _order_of(job: Job) -> dict[str, str]:
-    """What decides which rows come at which step: a run goes on only with the same."""
-    return {
-        "rows": str(len(job.arrays[0])),
-        "batch_size": str(job.batch_size),
-        "drop_last": str(job.drop_last),
-        "seed": str(job.seed),
-    }
+def _checkpoint_of(
+    state: dict[str, Any], losses: list[float], validation: dict[str, Any] | None
+) -> dict[str, Any]:
+    tree = {"state": state, "losses": tl.asarray(np.asarray(losses, np.float64))}
+    return tree if validation is None else {**tree, "validation": validation}
 
 
 def _is_due(job: Job, step: int) -> bool:
@@ -262,6 +320,7 @@ def _saver(
     job: Job,
     folder: CheckpointFolder | None,
     report: Callable[..., None],
+    validation: Validation | None,
     stack: contextlib.ExitStack,
 ) -> Callable[..., None]:
     """What saves a whole state: on rank 0 a thread of its own, which has saved everything when
@@ -270,11 +329,12 @@ def _saver(
         return lambda step, state, losses: None
     writer = Writer(folder, lambda problem: report({"warning": problem}, last=True))
     stack.callback(writer.close)
-    about = _order_of(job) | {"workers": str(worker.size)}
+    about = order_of(job) | {"workers": str(worker.size)}
 
     def save(step: int, state: dict[str, Any], losses: list[float]) -> None:
         recent = losses[-(job.checkpoint_every or 1) :]
-        writer.put(step, _checkpoint_of(state, losses), about, sum(recent) / len(recent))
+        kept = validation.state() if validation is not None else None
+        writer.put(step, _checkpoint_of(state, losses, kept), about, sum(recent) / len(recent))
 
     return save
 
@@ -285,6 +345,7 @@ def _resume(
     functions: Functions,
     folder: CheckpointFolder | None,
     state: dict[str, Any],
+    validation: Validation | None,
 ) -> tuple[int, dict[str, Any], list[float]]:
     """Where to start: the newest whole checkpoint that any rank finds, sent to all, or the
     beginning. Ranks on several hosts may see several folders."""
@@ -309,10 +370,11 @@ def _resume(
             for n, e in like["compression"]["errors"].items()
         }
         like["compression"] = {**like["compression"], "errors": errors}
-    tree = _checkpoint_of(like, [0.0] * step)
+    kept = validation.like(step // job.steps_per_epoch) if validation is not None else None
+    tree = _checkpoint_of(like, [0.0] * step, kept)
     if worker.rank == root:
         assert folder is not None
-        saved_order, order = folder.metadata(step), _order_of(job)
+        saved_order, order = folder.metadata(step), order_of(job)
         changed = [k for k in order if saved_order.get(k) != order[k]]
         if changed:
             differences = ", ".join(f"{k}={saved_order.get(k)} (now {order[k]})" for k in changed)
@@ -322,4 +384,6 @@ def _resume(
             )
         tree = folder.load(step, like=tree)
     tree = broadcast(tree, root=root)
+    if validation is not None:
+        validation.restore(tree["validation"])
     return step, functions.own(tree["state"]), np.asarray(tree["losses"]).tolist()

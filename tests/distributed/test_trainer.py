@@ -324,11 +324,12 @@ def test_wrong_secret_is_turned_away():
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
-    bar = ProgressBar(total=3)
+    bar = ProgressBar()
     for step in (1, 2, 3):
         bar(
             {
                 "step": step,
+                "steps": 3,
                 "epoch": 0,
                 "loss": 2.5,
                 "images_per_second": 1234.0,
