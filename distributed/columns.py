@@ -134,7 +134,7 @@ def _decoded(content: bytes | None, size: tuple[int, int] | None) -> Image:
             pixels = np.asarray(_scaled(image.convert("L" if grey else "RGB"), size))
             return pixels[..., None] if grey else pixels
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-        return f"no image ({type(error).__name__}: {error})"
+        return f"no image ({type(error).__name__})"
 
 
 def _of_struct(row: dict[str, Any] | None, size: tuple[int, int] | None) -> Image:

@@ -29,7 +29,7 @@ def dealt_out(frame: DataFrame, parts: int) -> DataFrame:
     """The rows in `parts` partitions, in an order within each that depends on their content."""
     from pyspark.sql import functions as sf
 
-    keyed = frame.withColumn(KEY, sf.xxhash64(*(sf.col(_quoted(c)) for c in frame.columns)))
+    keyed = frame.withColumn(KEY, sf.xxhash64(*(sf.col(quoted(c)) for c in frame.columns)))
     return keyed.repartition(parts, KEY).sortWithinPartitions(KEY)
 
 
@@ -110,10 +110,10 @@ class FrameDataset:
 
         columns = [plain(self.frame, name) for name in self.names]
         if self.validation_column is not None:
-            mark = sf.col(_quoted(self.validation_column)).cast("boolean")
+            mark = sf.col(quoted(self.validation_column)).cast("boolean")
             columns.append(mark.alias("__tensorlite_validation"))
         if self.id_column is not None:
-            columns.append(sf.col(_quoted(self.id_column)).alias("__tensorlite_id"))
+            columns.append(sf.col(quoted(self.id_column)).alias("__tensorlite_id"))
         return self.frame.select(*columns)
 
     def batches(self) -> Iterator[Any]:
@@ -149,12 +149,12 @@ def plain(frame: DataFrame, name: str) -> Any:
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import functions as sf
 
-    column = sf.col(_quoted(name))
+    column = sf.col(quoted(name))
     if isinstance(frame.schema[name].dataType, VectorUDT):
         return vector_to_array(column, "float32").alias(name)
     return column.alias(name)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """A column's name as an expression: dots in it are part of it."""
     return f"`{name.replace('`', '``')}`"

@@ -24,9 +24,9 @@ from tensorlite import communication
 from .batches import Batch, batches, gathered, order_of
 from .checkpoint import CheckpointFolder, Writer
 from .collectives import all_gather, broadcast
+from .dataframes import Reading
 from .errors import DistributedError
 from .monitor import MonitorAddress, Reporter
-from .spool import Reading, read_rows
 from .steps import Functions, Job, is_float
 from .stopping import Wishes, reason_of
 from .validation import Validation
@@ -117,6 +117,8 @@ def with_rows(worker: Worker, job: Job, batches: Iterable[Any], reading: Reading
     Raises:
         DataFrameError: the rows cannot be used.
     """
+    from .spool import read_rows  # which needs pyarrow
+
     rows = read_rows(worker, batches, reading)
     if rows.skipped and worker.rank == 0:
         shown = f", such as {rows.invalid[0]}" if rows.invalid else ""

@@ -115,7 +115,7 @@ def test_progress_function_gets_records():
     trainer(progress=records.append).fit(make_model(), dataset(), steps=3)
     assert [r["step"] for r in records] == [1, 2, 3]
     timing = {"images_per_second", "communication", "hidden_communication"}
-    assert set(records[0]) == {"step", "epoch", "loss", *timing}
+    assert set(records[0]) == {"step", "steps", "epoch", "loss", *timing}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_bad_options(options, message):
 @pytest.mark.parametrize(
     ("data", "length", "message"),
     [
-        (np.ones(3), {"steps": 1}, "data is an ArrayDataset, got ndarray"),
+        (np.ones(3), {"steps": 1}, "data is an ArrayDataset or a Spark DataFrame, got ndarray"),
         (dataset(), {}, "pass either steps or epochs"),
         (dataset(), {"steps": 1, "epochs": 1}, "pass either steps or epochs"),
         (dataset(), {"steps": 0}, "steps must be a whole number of at least 1, got 0"),

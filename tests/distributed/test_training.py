@@ -12,6 +12,7 @@ from examples.cifar10 import loss_fn as tutorial_loss
 from tensorlite import nn, optim, random
 from tensorlite.data import ArrayDataset
 from tensorlite.distributed import training
+from tensorlite.distributed.batches import batches
 from tensorlite.distributed.ring import Ring
 from tensorlite.distributed.steps import Job
 
@@ -378,9 +379,10 @@ def test_more_workers_than_rows_in_the_last_batch():
 def test_drop_last_leaves_out_the_smaller_batch():
     the_job = job(dataset(rows=37), 4, drop_last=True)
     assert the_job.steps_per_epoch == 2
-    epochs = [epoch for epoch, _ in training._batches(the_job, 0)]
-    sizes = {len(rows) for _, rows in training._batches(the_job, 0)}
-    assert epochs == [0, 0, 1, 1] and sizes == {16}
+    with dist.local_worker() as worker:
+        found = list(batches(the_job, worker, 0))
+    assert [batch.epoch for batch in found] == [0, 0, 1, 1]
+    assert {batch.size for batch in found} == {16}
 
 
 def test_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path):
@@ -458,4 +460,6 @@ def test_records():
 def test_job_fields_are_all_used_by_the_trainer():
     names = set(inspect.signature(Job).parameters)
     options = set(inspect.signature(dist.Trainer).parameters)
-    assert names - options == {"arrays", "steps"}  # which fit is given
+    given_to_fit = {"arrays", "steps", "epochs", "validation"}
+    found_by_the_workers = {"counts", "validation_counts", "skipped_rows"}
+    assert names - options == given_to_fit | found_by_the_workers
