@@ -10,11 +10,13 @@ import concurrent.futures
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .dataframes import DataFrameError
 
@@ -58,6 +60,9 @@ def read(
         decode = functools.partial(_decoded, size=image_size)
         return _images(name, array.to_pylist(), decode, pool)
     if pa.types.is_struct(kind) and {field.name for field in kind} >= _IMAGE_FIELDS:
+        whole = _of_one_kind(array, image_size)
+        if whole is not None:
+            return Column(whole, {})
         decode = functools.partial(_of_struct, size=image_size)
         return _images(name, array.to_pylist(), decode, pool)
     raise DataFrameError(
@@ -153,6 +158,34 @@ def _of_struct(row: dict[str, Any] | None, size: tuple[int, int] | None) -> Imag
 
     image = pillow.fromarray(np.ascontiguousarray(rgb[..., 0] if channels == 1 else rgb))
     return np.asarray(_scaled(image, size)).reshape(*size, -1)
+
+
+def _of_one_kind(array: pa.Array, size: tuple[int, int] | None) -> np.ndarray | None:
+    """All images of a batch of Spark's image data source at once, if they are alike and sound."""
+    if not len(array) or array.null_count:
+        return None
+    fields = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
+    first = {name: fields[name][0].as_py() for name in ("height", "width", "mode")}
+    data = fields["data"]
+    alike = all(
+        fields[n].null_count == 0 and pc.all(pc.equal(fields[n], v)).as_py()
+        for n, v in first.items()
+        if v is not None
+    )
+    channels = _CHANNELS_OF_MODE.get(first["mode"])
+    if not alike or None in first.values() or channels is None or data.null_count:
+        return None
+    shape = (first["height"], first["width"], channels)
+    if size not in (None, shape[:2]):
+        return None
+    if not pc.all(pc.equal(pc.binary_length(data), math.prod(shape))).as_py():
+        return None
+    offset_type = np.int64 if pa.types.is_large_binary(data.type) else np.int32
+    _, offsets, content = data.buffers()
+    begin = int(np.frombuffer(offsets, offset_type)[data.offset])
+    count = len(data) * math.prod(shape)
+    pixels = np.frombuffer(content, np.uint8, count, begin).reshape(len(data), *shape)
+    return pixels if channels == 1 else np.ascontiguousarray(pixels[..., 2::-1])
 
 
 def _scaled(image: Any, size: tuple[int, int] | None) -> Any:

@@ -14,6 +14,7 @@ from pyspark.sql import functions as sf
 
 from tensorlite import optim, random
 
+from .. import cluster
 from ..dataframes import DataFrameError, FrameDataset, plain, quoted
 from ..serving import Scorer, predict_udf
 from ..trainer import Trainer
@@ -95,7 +96,9 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
                 f"{type(self).__name__}: the DataFrame has no column {column!r} (inputCol). It has "
                 f"{', '.join(dataset.columns)}"
             )
-        scored = dataset.withColumn(name, self.udf()(plain(dataset, column)))
+        with cluster.own_python(dataset.sparkSession.sparkContext):
+            outputs = self.udf()(plain(dataset, column))
+        scored = dataset.withColumn(name, outputs)
         if self.getOrDefault("handleInvalid") == "skip":
             scored = scored.filter(sf.col(quoted(name)).isNotNull())
         return scored

@@ -68,6 +68,9 @@ def test_images_of_sparks_own_source_are_turned_to_rgb():
     np.testing.assert_array_equal(found.values, pixels[None])
     assert "3 bytes" in found.problems[1]
     assert columns.read("i", pa.array([sound]), (1, 2)).values.shape == (1, 1, 2, 3)
+    others = sound | {"data": pixels[::-1, :, ::-1].tobytes()}
+    alike = columns.read("i", pa.array([sound, sound, others])[1:])
+    np.testing.assert_array_equal(alike.values, [pixels, pixels[::-1]])
 
 
 # ---- spool ---------------------------------------------------------------------------------------
