@@ -226,6 +226,7 @@ class ProgressBar:
         self._stream = stream if stream is not None else sys.stderr
         self._bar: Any = None
         self._last_line = 0.0
+        self._first: tuple[int, float] | None = None
         if self._stream.isatty():
             self._bar = tqdm(file=self._stream, unit="step", dynamic_ncols=True)
 
@@ -237,11 +238,24 @@ class ProgressBar:
             self._bar.update(record["step"] - self._bar.n)
             return
         now = time.monotonic()
-        if record["step"] < total and now - self._last_line < self.SECONDS_BETWEEN_LINES:
+        if self._first is None:
+            self._first = record["step"], now
+        is_due = now - self._last_line >= self.SECONDS_BETWEEN_LINES or _measures(record)
+        if record["step"] < total and not is_due:
             return
         self._last_line = now
-        print(f"step {record['step']}/{total}  {_figures(record)}", file=self._stream)
+        left = self._left(record, now)
+        print(f"step {record['step']}/{total}  {_figures(record)}{left}", file=self._stream)
         self._stream.flush()
+
+    def _left(self, record: Record, now: float) -> str:
+        """How long the rest will take, once that can be told."""
+        assert self._first is not None
+        step, begun = self._first
+        done, left = record["step"] - step, record["steps"] - record["step"]
+        if done <= 0 or left <= 0:
+            return ""
+        return f"  {tqdm.format_interval((now - begun) / done * left)} left"
 
     def close(self) -> None:
         if self._bar is not None:
@@ -253,4 +267,13 @@ def _figures(record: Record) -> str:
     if record["images_per_second"]:  # not known before the first step is compiled
         figures += f"  {record['images_per_second']:.0f} images/s"
         figures += f"  communication {record['communication']:.0%}"
-    return figures
+    return figures + "".join(f"  {name} {value:.4f}" for name, value in _measures(record).items())
+
+
+def _measures(record: Record) -> dict[str, float]:
+    """What a record says of validation rows, by name."""
+    return {
+        name.replace("_", " "): value
+        for name, value in record.items()
+        if name.startswith("validation_")
+    }

@@ -44,7 +44,7 @@ class Heard:
 
     def __call__(self, record: dict[str, Any]) -> None:
         if "warning" in record:
-            warnings.warn(str(record["warning"]), RuntimeWarning, stacklevel=2)
+            self.warn(str(record["warning"]), stacklevel=3)
             return
         with self._lock:
             step = int(record["step"])
@@ -53,6 +53,13 @@ class Heard:
             self.last = step
         if self._watch is not None:
             self._watch(record)
+
+    def warn(self, text: str, stacklevel: int = 2) -> None:
+        """Warn, and let it be recorded by who watches."""
+        warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
+        tell = getattr(self._watch, "warn", None)
+        if tell is not None:
+            tell(text)
 
     def begin(self) -> None:
         """Another attempt starts."""
@@ -106,10 +113,9 @@ class Restarts:
         pause = min(_FIRST_PAUSE * 2 ** (self._without_progress - 1), _LONGEST_PAUSE)
         where = "from the newest checkpoint" if self._has_checkpoint else "from the beginning"
         what = str(error).splitlines()[0]
-        warnings.warn(
+        heard.warn(
             f"{what}. The training is started again {where} in {pause:g} s "
             f"({self._without_progress} of {self._limit} restarts without progress)",
-            RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         self._sleep(pause)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,7 +46,15 @@ class Scorer:
     on_invalid: str = "error"
     batch_size: int = 256
     device: str = "cpu"
-    key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    key: str = ""
+
+    def keyed(self) -> Scorer:
+        """The same, with a key that scorers of the same content share: what one has compiled in a
+        process serves the next one."""
+        from pyspark import cloudpickle
+
+        what = (self.model, self.apply, self.batch_size, self.device)
+        return dataclasses.replace(self, key=hashlib.sha256(cloudpickle.dumps(what)).hexdigest())
 
     def score(self, values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         """For each array of rows an array of what the model says of them, float32 or lists of it;
@@ -123,13 +131,15 @@ def predict_udf(scorer: Scorer, deterministic: bool = True) -> Any:
     """A function of a column, for `select`, `withColumn` and SQL: float or array<float>."""
     from pyspark.sql.functions import arrow_udf
 
+    keyed = scorer.keyed()
+
     def predict(values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         from pyspark import TaskContext
 
         context = TaskContext.get()
         if context is not None:
             tl.set_num_threads(context.cpus())
-        yield from scorer.score(values)
+        yield from keyed.score(values)
 
     make: Any = arrow_udf  # whose overloads leave out iterators
     udf = make(predict, "array<float>" if scorer.is_list else "float")

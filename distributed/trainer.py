@@ -23,7 +23,7 @@ from .dataframes import FrameDataset
 from .errors import SlotsError, WorkerError
 from .launch import launch
 from .local import local_worker
-from .monitor import Monitor, MonitorAddress, ProgressBar, Record
+from .monitor import Monitor, MonitorAddress, Record
 from .options import (
     check_accumulate,
     check_compression,
@@ -31,38 +31,10 @@ from .options import (
     check_shards,
     checked_options,
 )
-from .steps import Job, moving_average
+from .result import TrainingResult, result_of
+from .steps import Job
 from .training import Progress, train, train_in_worker, train_on_rows, with_rows
-
-Watcher = Callable[[Record], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingResult:
-    """What `Trainer.fit` returns.
-
-    Attributes:
-        model: the trained model.
-        averaged_model: the model with the moving averages of its parameters; None without `ema`.
-        optimizer_state: the optimizer's state after the last step.
-        history: `{"loss": [...]}`, the loss over the global batch at every step; with validation
-            rows also "validation_loss", or what `evaluate` names, after every epoch.
-        summary: steps, epochs, workers, seconds (all of `fit`), images_per_second (of all workers
-            together), and on rank 0 the parts of a step's time spent on input, compute and
-            communication, which add up to 1. Communication is what was waited for;
-            hidden_communication is the part of a step in which it went on behind computation.
-            restarts: how many times the training was started again after a failure.
-            stopped: why it ended before its last step, "stop()", "time limit", "SIGTERM" or "no
-            improvement"; else "". skipped: updates that were not made, with on_nonfinite="skip".
-            skipped_rows: rows of a DataFrame that were left out, with on_invalid="skip".
-            Rates leave out the first step of each batch size, which is traced and compiled.
-    """
-
-    model: Any
-    averaged_model: Any
-    optimizer_state: Any
-    history: dict[str, list[float]]
-    summary: dict[str, Any]
+from .watching import Watch, Watcher, watching
 
 
 class Trainer:
@@ -142,7 +114,11 @@ class Trainer:
         time_limit: seconds after which the training ends, all workers after the same step, with a
             checkpoint if there is a folder for it. `stop` and a SIGTERM to a worker do the same.
         progress: show a progress bar; or a function that is called with records, dicts with step,
-            epoch, loss, images_per_second, communication and hidden_communication.
+            steps, epoch, loss, images_per_second, communication and hidden_communication, and
+            after an epoch the validation's measures.
+        report: a local folder in which the run is recorded, with a page `report.html` to open in a
+            browser, also while the run goes on.
+        tensorboard: a folder for TensorBoard: scalars, and in the end histograms of all parameters.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
             heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool.
@@ -175,6 +151,8 @@ class Trainer:
         on_nonfinite: str = "stop",
         time_limit: float | None = None,
         progress: bool | Watcher = True,
+        report: str | None = None,
+        tensorboard: str | None = None,
         spark: Any = None,
         launch_options: dict[str, Any] | None = None,
     ):
@@ -249,6 +227,8 @@ class Trainer:
         self._stopping = threading.Event()
         self._running: Monitor | None = None
         self.progress = progress
+        self.report = str(report) if report is not None else None
+        self.tensorboard = str(tensorboard) if tensorboard is not None else None
         self.spark = spark
         self.launch_options = checked_options(launch_options)
 
@@ -290,9 +270,14 @@ class Trainer:
         job = self._job(data if frame is None else None, steps, epochs, validation)
         began = time.perf_counter()
         self._stopping.clear()
-        with self._watching() as watch:
+        with watching(
+            self.progress, self.report, self.tensorboard, self._described(job), self._options(job)
+        ) as watch:
             progress, restarts = self._run(job, model, watch, frame)
-        return self._result(progress, restarts, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            result = result_of(progress, max(self.num_workers, 1), self.ema, restarts, seconds)
+            watch.ended(result)
+        return result
 
     def stop(self) -> None:
         """End a `fit` that goes on in another thread: all workers after the same step, with a
@@ -372,21 +357,8 @@ class Trainer:
             job = dataclasses.replace(job, steps=epochs * job.steps_per_epoch)
         return job
 
-    @contextlib.contextmanager
-    def _watching(self) -> Iterator[Watcher | None]:
-        if callable(self.progress):
-            yield self.progress
-        elif self.progress:
-            bar = ProgressBar()
-            try:
-                yield bar
-            finally:
-                bar.close()
-        else:
-            yield None
-
     def _run(
-        self, job: Job, model: Any, watch: Watcher | None, frame: FrameDataset | None
+        self, job: Job, model: Any, watch: Watch, frame: FrameDataset | None
     ) -> tuple[Progress, int]:
         """How the run ended, and how many times it was started again."""
         if self.num_workers == 0:
@@ -419,6 +391,19 @@ class Trainer:
                     restarts.after(error, heard)  # raises it, or waits
                 else:
                     return results[0], restarts.count
+
+    def _options(self, job: Job) -> dict[str, Any]:
+        """The configuration, for people to read."""
+        hidden = (
+            "arrays",
+            "validation",
+            "counts",
+            "validation_counts",
+            "skipped_rows",
+            "optimizer",
+        )
+        chosen = {n: v for n, v in vars(job).items() if n not in hidden and v is not None}
+        return {"num_workers": self.num_workers, "device": self.device, **chosen}
 
     def _described(self, job: Job) -> str:
         length = f"{job.epochs} epochs" if job.epochs is not None else f"{job.steps} steps"
@@ -453,34 +438,11 @@ class Trainer:
             finally:
                 self._running = None
 
-    def _result(self, progress: Progress, restarts: int, seconds: float) -> TrainingResult:
-        state, timing = progress.state, progress.timing
-        average = moving_average(self.ema)
-        averaged = average.average(state["average"], state["model"]) if average else None
-        total = timing.total or 1.0
-        summary = {
-            "steps": len(progress.losses),
-            "epochs": len(progress.losses) / progress.steps_per_epoch,
-            "workers": max(self.num_workers, 1),
-            "seconds": seconds,
-            "images_per_second": timing.rows / total,
-            "input": timing.input / total,
-            "compute": timing.compute / total,
-            "communication": timing.communication / total,
-            "hidden_communication": timing.hidden / total,
-            "restarts": restarts,
-            "stopped": progress.stopped,
-            "skipped": progress.skipped,
-            "skipped_rows": progress.skipped_rows,
-        }
-        history = {"loss": progress.losses, **progress.validation}
-        return TrainingResult(state["model"], averaged, state["optimizer"], history, summary)
-
 
 class _Direct:
     """Reports of a training in this process."""
 
-    def __init__(self, watch: Watcher | None, stopping: threading.Event):
+    def __init__(self, watch: Watch, stopping: threading.Event):
         self._heard = recovery.Heard(watch)
         self.asked_to_stop = stopping.is_set
 

@@ -32,6 +32,8 @@ from .stopping import Wishes, reason_of
 from .validation import Validation
 from .worker import Worker
 
+MOST_SHOWN = 256  # workers whose time is told while the run goes on; a record has a bounded length
+
 
 @dataclasses.dataclass
 class Timing:
@@ -44,6 +46,7 @@ class Timing:
     communication: float = 0.0
     hidden: float = 0.0
     rows: int = 0
+    steps: int = 0
 
     @property
     def total(self) -> float:
@@ -62,6 +65,7 @@ class Progress:
     stopped: str = ""  # why it ended early
     skipped: int = 0  # steps whose update was not made
     skipped_rows: int = 0  # that were not read
+    ranks: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # where time went
 
 
 def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> Progress:
@@ -184,12 +188,15 @@ def _loop(
             timing.communication += exposed
             timing.hidden += after.hidden - before.hidden
             timing.rows += batch.size
+            timing.steps += 1
         shapes_seen.add(shapes)
-        found = {}
+        found: dict[str, Any] = {}
         if validation is not None and step % job.steps_per_epoch == 0:
-            found = validation.after_epoch(state["model"])
+            found = dict(validation.after_epoch(state["model"]))
             if validation.is_hopeless and step < job.steps:
                 stopped = stopped or "no improvement"
+        if step % job.steps_per_epoch == 0 and worker.size <= MOST_SHOWN:
+            found = {**found, "ranks": _of_ranks(worker, timing)}
         if worker.rank == 0:
             record = _record(job, step, epoch, losses[-1], timing) | found
             report(record, last=step == job.steps or bool(stopped) or bool(found))
@@ -205,7 +212,15 @@ def _loop(
         history = validation.history
         whole["model"] = validation.best(whole["model"])
     return Progress(
-        whole, losses, timing, job.steps_per_epoch, history, stopped, skipped, job.skipped_rows
+        whole,
+        losses,
+        timing,
+        job.steps_per_epoch,
+        validation=history,
+        stopped=stopped,
+        skipped=skipped,
+        skipped_rows=job.skipped_rows,
+        ranks=_of_ranks(worker, timing),
     )
 
 
@@ -239,6 +254,17 @@ def _not_finite(loss: float, step: int, batch: Batch) -> str:
     shown = ", ".join(map(str, batch.rows[:8].tolist())) + ", ..." * (batch.size > 8)
     what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     return f"{what} at step {step} (epoch {batch.epoch}, rows {shown} of the data)"
+
+
+def _of_ranks(worker: Worker, timing: Timing) -> list[dict[str, Any]]:
+    """Where the time of each worker went; every worker must ask."""
+    names = ("input", "compute", "communication", "steps")
+    own = np.asarray([getattr(timing, name) for name in names], np.float64)
+    everyone = np.asarray(all_gather(tl.asarray(own))).tolist()
+    return [
+        {"rank": rank, "host": worker.hosts[rank], **dict(zip(names, row, strict=True))}
+        for rank, row in enumerate(everyone)
+    ]
 
 
 def _record(job: Job, step: int, epoch: int, loss: float, timing: Timing) -> dict[str, Any]:

@@ -21,6 +21,8 @@ _EXAMPLES = """\
 examples:
   tensorlite doctor                      what is missing on this machine, and how to mend it
   tensorlite devices                     what tl.asarray(x, device=...) may name on this machine
+  tensorlite train mymodels:Net --data digits --workers 2 --report runs/net
+  tensorlite report runs/net             the page about a run
   tensorlite kernels tune steps:train steps:example --device opencl:0
   tensorlite kernels export steps:train steps:example --out kernels
   tensorlite kernels build kernels       compile them with the device's own compiler
@@ -79,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--ports", metavar="FIRST-LAST", help="workers' ports, as in launch(port_range=...)"
     )
+    # The only name that the engine takes from the runtime: the command stands above both.
+    from .distributed.commands import add_commands
+
+    add_commands(commands, _added)
     kernels = commands.add_parser("kernels", help="tune, export or build OpenCL kernels")
     kernels.set_defaults(command=_help_of(kernels))
     steps = kernels.add_subparsers(title="commands", metavar="COMMAND")

@@ -103,6 +103,8 @@ def test_imports_point_down(path: pathlib.Path) -> None:
 
 def test_nothing_in_the_engine_imports_the_runtime() -> None:
     for path in ENGINE:
+        if path.name == "cli.py":  # the console command stands above both
+            continue
         for name in imports(path):
             assert not name.startswith("tensorlite.distributed"), f"{path} imports {name}"
 

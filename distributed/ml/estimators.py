@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from pyspark.ml import Estimator, Model
@@ -16,10 +15,10 @@ from tensorlite import optim, random
 
 from .. import cluster
 from ..dataframes import DataFrameError, FrameDataset, plain, quoted
+from ..objectives import Application, CrossEntropy, Objective, SquaredError, loss_of
 from ..serving import Scorer, predict_udf
 from ..trainer import Trainer
 from .files import Reader, Writer
-from .objectives import Application, CrossEntropy, Objective, SquaredError, loss_of
 from .params import InferenceParams, TrainingParams, check_names, with_setters
 
 _LABEL, _WEIGHT = "__tensorlite_label", "__tensorlite_weight"
@@ -195,9 +194,8 @@ class _Trained(Estimator[Any], TrainingParams, MLReadable[Any], MLWritable):
         weights = _optional(self, "weightCol")
         objective = self._objective(self._mean_weight(dataset, weights))
         augment = _optional(self, "augment")
-        takes_key = "key" in inspect.signature(type(network).__call__).parameters
         trainer = Trainer(
-            loss=loss_of(objective, takes_key, weights is not None),
+            loss=loss_of(objective, type(network), weights is not None),
             evaluate=objective.evaluate,
             optimizer=self._made_optimizer(),
             batch_size=self.getOrDefault("batchSize"),

@@ -184,7 +184,7 @@ def test_validation_weights_and_warm_start(images, spark, tmp_path):
 
 
 def test_weights_are_factors_of_the_losses():
-    from tensorlite.distributed.ml.objectives import CrossEntropy
+    from tensorlite.distributed.objectives import CrossEntropy
 
     logits, labels = tl.asarray([[2.0, 0.0], [0.0, 1.0]]), tl.asarray([0.0, 1.0])
     plain = np.asarray(CrossEntropy(None).losses(logits, labels))

@@ -1,5 +1,5 @@
-"""What the estimators minimize and measure, as functions for `Trainer`, and what their models
-compute. They travel to the workers."""
+"""What classifiers and regressors minimize and measure, as functions for `Trainer`, and what their
+models compute. They travel to the workers."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class SquaredError(Objective):
         return difference * difference
 
 
-def loss_of(objective: Objective, takes_key: bool, has_weights: bool) -> Callable[..., Any]:
-    """The loss with the parameters that `Trainer` looks for."""
+def loss_of(objective: Objective, network: type[Any], has_weights: bool) -> Callable[..., Any]:
+    """The loss, with the parameters that `Trainer` looks for; `network` is its class."""
 
     def keyed(network: Any, rows: Any, labels: Any, *weights: Any, key: Any = None) -> Any:
         return objective.train(network, rows, labels, weights[0] if has_weights else None, key)
@@ -99,7 +99,7 @@ def loss_of(objective: Objective, takes_key: bool, has_weights: bool) -> Callabl
     def plain(network: Any, rows: Any, labels: Any, *weights: Any) -> Any:
         return keyed(network, rows, labels, *weights)
 
-    return keyed if takes_key else plain
+    return keyed if "key" in inspect.signature(network.__call__).parameters else plain
 
 
 def flat(outputs: Any) -> Any:
