@@ -34,15 +34,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=100_000, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--only", choices=("scoring", "training"), help="default: both")
     parser.add_argument("--cores", type=int, default=2, help="default: %(default)s")
     args = parser.parse_args()
     images = np.random.default_rng(0).integers(0, 256, (args.images, 32, 32, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         session = started(args.cores)
-        session.createDataFrame(table(images)).write.parquet(f"{folder}/images")
+        session.createDataFrame(table(images)).repartition(8 * args.cores).write.parquet(
+            f"{folder}/images"
+        )
         frame = session.read.parquet(f"{folder}/images")
-        scoring(frame, images, args.rounds)
-        training(frame, images, args.rounds, args.cores)
+        if args.only != "training":
+            scoring(frame, images, args.rounds)
+        if args.only != "scoring":
+            training(frame, images, args.rounds, args.cores)
         session.stop()
 
 
@@ -57,6 +62,8 @@ def started(cores: int) -> Any:
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.shuffle.partitions", str(cores))
+        # More tasks than cores, of one size, so that no core waits for the last task.
+        .config("spark.sql.files.maxPartitionBytes", "16m")
         .config("spark.log.level", "ERROR")
         .getOrCreate()
     )

@@ -22,7 +22,7 @@ def launch(
     num_workers: int,
     data: Any = None,
     spark: Any = None,
-    device: str = "cpu",
+    device: str = "auto",
     timeout: float = 300.0,
     connect_timeout: float = 60.0,
     heartbeat_timeout: float = 6.0,
@@ -49,7 +49,9 @@ def launch(
         spark: a SparkSession or SparkContext. None takes the active one; without one it takes the
             master that spark-submit was given, and in a plain Python script starts a session on
             `local[num_workers]`, which stays open for later calls.
-        device: where the workers' tensors are made unless told otherwise.
+        device: where the workers' tensors are made unless told otherwise. "auto" is the accelerator
+            that Spark's scheduler gives a task (`spark.task.resource.<name>.amount`), whose address
+            is the number or the name of an OpenCL device; and the CPU of a task that has none.
         timeout: seconds without any progress after which a collective gives up.
         connect_timeout: seconds within which the workers must have connected.
         heartbeat_timeout: seconds without a sign of life after which a worker counts as lost. A

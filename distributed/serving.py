@@ -44,7 +44,7 @@ class Scorer:
     column: str = "value"
     image_size: tuple[int, int] | None = None
     on_invalid: str = "error"
-    batch_size: int = 256
+    batch_size: int = 128
     device: str = "cpu"
     key: str = ""
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyspark import BarrierTaskContext, cloudpickle
 
-from .errors import DistributedError, Failure
+from .accelerators import chosen, device_of
+from .errors import DistributedError, Failure, failure_of
 from .life import Options, Place, live
 from .rendezvous import host_of
 from .worker import Worker
@@ -69,13 +71,26 @@ class BarrierTask:
             resources={name: tuple(r.addresses) for name, r in context.resources().items()},
         )
         given = (rows,) if self.takes_rows else ()
+        options = dataclasses.replace(self.options, device=self._device(context, place))
         outcome = live(
-            lambda worker: self._call_main(worker, *given), place, self.options, context.allGather
+            lambda worker: self._call_main(worker, *given), place, options, context.allGather
         )
         if outcome.failure is not None and not outcome.settled:
             root = outcome.failure.root()
             raise TaskFailed(dataclasses.replace(root, partition=root.rank))
         return iter([Report(place.rank, outcome.result or b"", outcome.failure)])
+
+    def _device(self, context: BarrierTaskContext, place: Place) -> str:
+        """Where this worker computes: with "auto", on what Spark's scheduler gave the task."""
+        if self.options.device != "auto":
+            return self.options.device
+        own = json.dumps([place.hosts[place.rank], chosen(place.resources)])
+        given = [tuple(json.loads(text)) for text in context.allGather(own)]
+        try:
+            return device_of(place.rank, given)
+        except DistributedError as error:
+            host = place.hosts[place.rank]
+            raise TaskFailed(failure_of(error, place.rank, host, place.partition)) from error
 
     def _call_main(self, worker: Worker, *given: Any) -> bytes:
         # Unpickled here rather than by Spark, so that a module missing on one host is reported like

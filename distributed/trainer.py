@@ -33,7 +33,7 @@ from .options import (
 )
 from .result import TrainingResult, result_of
 from .steps import Job
-from .training import Progress, train, train_in_worker, train_on_rows, with_rows
+from .training import Progress, moved, train, train_in_worker, train_on_rows, with_rows
 from .watching import Watch, Watcher, watching
 
 
@@ -54,8 +54,9 @@ class Trainer:
         optimizer: from `tensorlite.optim`.
         batch_size: rows of a global batch, over all workers.
         num_workers: tasks of the barrier stage; 0 trains in this process, without Spark.
-        device: where the workers compute, which the driver must have, too; "auto" is the CPU. What
-            comes back is on the CPU.
+        device: where the workers compute, which the driver must have, too; or "auto", the
+            accelerators that Spark's scheduler gives the tasks (see `dist.launch`), else the CPU.
+            What comes back is on the CPU.
         augment: `augment(key, images)` is applied to the first array of each batch, with a key
             for each row and epoch, so that it does not depend on the number of workers. It is
             mapped over the rows and sees a batch of one: images of shape (1, ...), and must be
@@ -209,7 +210,7 @@ class Trainer:
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.device = "cpu" if device == "auto" else str(tl.device.get_device(device))
+        self.device = device if device == "auto" else str(tl.device.get_device(device))
         self.augment, self.evaluate, self.patience = augment, evaluate, patience
         self.ema = ema
         self.checkpoint = str(checkpoint) if checkpoint is not None else None
@@ -362,12 +363,13 @@ class Trainer:
     ) -> tuple[Progress, int]:
         """How the run ended, and how many times it was started again."""
         if self.num_workers == 0:
-            with local_worker(self.device) as worker, tl.default_device(self.device):
-                here = _moved(model, self.device)
+            device = "cpu" if self.device == "auto" else self.device
+            with local_worker(device) as worker, tl.default_device(device):
+                here = moved(model, device)
                 if frame is not None:
                     job = with_rows(worker, job, frame.batches(), frame.reading())
                 progress = train(worker, job, here, _Direct(watch, self._stopping))
-            return dataclasses.replace(progress, state=_moved(progress.state, "cpu")), 0
+            return dataclasses.replace(progress, state=moved(progress.state, "cpu")), 0
         began, heard = time.monotonic(), recovery.Heard(watch)
         restarts = recovery.Restarts(self.max_restarts, job.checkpoint is not None)
         with self._monitor(heard) as address:
@@ -448,7 +450,3 @@ class _Direct:
 
     def __call__(self, record: Record, last: bool = False) -> None:
         self._heard(record)
-
-
-def _moved(tree: Any, device: str) -> Any:
-    return tl.tree.map(lambda leaf: tl.asarray(leaf, device=device), tree)

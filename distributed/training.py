@@ -96,10 +96,18 @@ def train_in_worker(
     """The main function of a worker. Only rank 0 sends its state back: the others' is the same."""
     reporter = Reporter(address if worker.rank == 0 else None)
     try:
-        progress = train(worker, job, model, reporter)
+        progress = train(worker, job, moved(model, worker.device), reporter)
     finally:
         reporter.close()
-    return progress if worker.rank == 0 else None
+    if worker.rank != 0:
+        return None
+    # The driver need not have the workers' devices.
+    return dataclasses.replace(progress, state=moved(progress.state, "cpu"))
+
+
+def moved(tree: Any, device: str) -> Any:
+    """A tree of tensors on a device."""
+    return tl.tree.map(lambda leaf: tl.asarray(leaf, device=device), tree)
 
 
 def train_on_rows(

@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "inputCol": "image",
     "predictionCol": "prediction",
     "handleInvalid": "error",
-    "predictBatchSize": 256,
+    "predictBatchSize": 128,
     "device": "auto",
 }
 _TRAINING_DEFAULTS: dict[str, Any] = _DEFAULTS | {

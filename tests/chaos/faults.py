@@ -64,8 +64,13 @@ def loss_in(folder: str) -> Callable[..., Any]:
     return loss
 
 
-def fit(folder: pathlib.Path, watch: Callable[[dict[str, Any]], None], **options: Any) -> Any:
-    """A training with two workers."""
+def fit(
+    folder: pathlib.Path,
+    watch: Callable[[dict[str, Any]], None],
+    rows: Any = None,
+    **options: Any,
+) -> Any:
+    """A training with two workers, on a DataFrame if one is given."""
     (folder / "pids").mkdir(parents=True, exist_ok=True)
     trainer = dist.Trainer(
         loss=loss_in(str(folder / "pids")),
@@ -77,7 +82,7 @@ def fit(folder: pathlib.Path, watch: Callable[[dict[str, Any]], None], **options
         progress=watch,
         **options,
     )
-    return trainer.fit(model(), data(), steps=STEPS)
+    return trainer.fit(model(), data() if rows is None else rows, steps=STEPS)
 
 
 def worker(folder: pathlib.Path, rank: int) -> int:
@@ -171,7 +176,9 @@ class Outcome:
         )
 
 
-def strike(fault: str, seed: int, folder: pathlib.Path, undisturbed: Any) -> Outcome:
+def strike(
+    fault: str, seed: int, folder: pathlib.Path, undisturbed: Any, rows: Any = None
+) -> Outcome:
     """Train, strike once at a random step, and compare."""
     chance = random.Random(seed)
     rank, target = chance.randrange(2), chance.randrange(EVERY, STEPS - EVERY)
@@ -194,7 +201,7 @@ def strike(fault: str, seed: int, folder: pathlib.Path, undisturbed: Any) -> Out
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = said
-        result = fit(folder, watch)
+        result = fit(folder, watch, rows)
     outcome.differences = differences(result, undisturbed)
     if not struck[0]:
         outcome.differences.append("the fault came too late")

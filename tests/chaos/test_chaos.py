@@ -50,6 +50,16 @@ def test_a_fault_changes_nothing(
     assert outcome.is_well, outcome
 
 
+def test_a_training_on_a_dataframe_finds_its_rows_again(spark: Any, tmp_path: pathlib.Path) -> None:
+    images, labels = faults.data().arrays
+    pairs = [(image.tolist(), int(label)) for image, label in zip(images, labels, strict=True)]
+    frame = spark.createDataFrame(pairs, "images array<float>, labels long").repartition(3)
+    undisturbed = faults.fit(tmp_path / "undisturbed", lambda record: None, frame)
+    outcome = faults.strike("kill -9 of an executor", 3, tmp_path / "struck", undisturbed, frame)
+    assert "was lost" in outcome.named
+    assert outcome.is_well, outcome
+
+
 def test_a_driver_that_is_killed_and_run_again(
     spark: Any, undisturbed: Any, tmp_path: pathlib.Path
 ) -> None:
