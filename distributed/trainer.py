@@ -277,6 +277,10 @@ class Trainer:
             progress, restarts = self._run(job, model, watch, frame)
             seconds = time.perf_counter() - began
             result = result_of(progress, max(self.num_workers, 1), self.ema, restarts, seconds)
+            if progress.skipped_rows:
+                left_out = f"{progress.skipped_rows} rows of the DataFrame were left out"
+                warnings.warn(f"{left_out} (on_invalid='skip')", RuntimeWarning, stacklevel=2)
+                watch.warn(left_out)
             watch.ended(result)
         return result
 

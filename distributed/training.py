@@ -132,9 +132,6 @@ def with_rows(worker: Worker, job: Job, batches: Iterable[Any], reading: Reading
     from .spool import read_rows  # which needs pyarrow
 
     rows = read_rows(worker, batches, reading)
-    if rows.skipped and worker.rank == 0:
-        shown = f", such as {rows.invalid[0]}" if rows.invalid else ""
-        print(f"{rows.skipped} rows are left out{shown}", file=sys.stderr)
     job = dataclasses.replace(
         job,
         arrays=rows.training,

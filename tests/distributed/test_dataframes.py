@@ -245,7 +245,8 @@ class TestOnSpark:
         with pytest.raises(dist.WorkerError, match=r"1 rows of this partition.*x: null"):
             trainer.fit(start(), nulls, epochs=1)
         skipping = FrameDataset(nulls, on_invalid="skip")
-        assert trainer.fit(start(), skipping, epochs=1).summary["skipped_rows"] == 1
+        with pytest.warns(RuntimeWarning, match="1 rows of the DataFrame were left out"):
+            assert trainer.fit(start(), skipping, epochs=1).summary["skipped_rows"] == 1
 
 
 def test_validation_on_arrays_and_resume(tmp_path):

@@ -198,7 +198,8 @@ def test_rows_that_cannot_be_used(images, spark):
     frame = images.limit(300).unionByName(torn)
     with pytest.raises(dist.WorkerError, match=r"row 9999 \(image: no image"):
         classifier(idCol="row").fit(frame)
-    model = classifier(handleInvalid="skip", epochs=1).fit(frame)
+    with pytest.warns(RuntimeWarning, match="1 rows of the DataFrame were left out"):
+        model = classifier(handleInvalid="skip", epochs=1).fit(frame)
     assert model.summary["skipped_rows"] == 1
     assert model.transform(frame).count() == 300
     with pytest.raises(Exception, match="cannot be applied to: no image"):
