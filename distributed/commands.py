@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import pathlib
 import sys
 import tempfile
@@ -43,11 +42,18 @@ example:
 """
 
 Added = Callable[..., argparse.ArgumentParser]
+Named = Callable[[str], Callable[..., Any]]
 
 
-def add_commands(commands: Any, added: Added) -> None:
-    """Add `train` and `report` to the parser of `tensorlite`."""
+def add_commands(commands: Any, added: Added, named: Named) -> None:
+    """Add `train` and `report` to the parser of `tensorlite`.
+
+    Args:
+        added: makes the parser of a command.
+        named: finds what module:name refers to.
+    """
     train = added(commands, "train", "train a classifier on images", _train, _TRAIN)
+    train.set_defaults(named=named)
     train.add_argument("model", metavar="MODEL")
     train.add_argument("--data", required=True, metavar="DATA")
     train.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
@@ -67,7 +73,7 @@ def add_commands(commands: Any, added: Added) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and pathlib.Path(arguments.out).suffix not in _WEIGHTS:
         raise ValueError(f"--out ends in {' or '.join(_WEIGHTS)}, got {arguments.out}")
-    network = _network(arguments.model, arguments.seed)
+    network = _network(arguments.named, arguments.model, arguments.seed)
     training, held = _data(arguments.data)
     print(f"{len(training)} images to train on, {len(held)} held out", file=sys.stderr)
     objective = CrossEntropy(preprocess=None)
@@ -98,18 +104,8 @@ def _train(arguments: argparse.Namespace) -> int:
 _WEIGHTS = (".safetensors", ".npz")
 
 
-def _network(reference: str, seed: int) -> Any:
-    module, colon, name = reference.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"MODEL is written module:name, got {reference!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module!r}: {error}") from error
-    except AttributeError:
-        raise ValueError(f"{module!r} has no {name!r}") from None
+def _network(named: Named, reference: str, seed: int) -> Any:
+    make = named(reference)
     try:
         network = make(random.key(seed))
     except TypeError as error:

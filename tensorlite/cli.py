@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     # The only name that the engine takes from the runtime: the command stands above both.
     from .distributed.commands import add_commands
 
-    add_commands(commands, _added)
+    add_commands(commands, _added, _named)
     kernels = commands.add_parser("kernels", help="tune, export or build OpenCL kernels")
     kernels.set_defaults(command=_help_of(kernels))
     steps = kernels.add_subparsers(title="commands", metavar="COMMAND")

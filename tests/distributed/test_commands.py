@@ -58,7 +58,7 @@ def test_train_and_report(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["Net", "--data", "data.npz"], "MODEL is written module:name, got 'Net'"),
+        (["Net", "--data", "data.npz"], "'Net' is not written module:name"),
         (["nowhere:Net", "--data", "data.npz"], "cannot import 'nowhere'"),
         (["some_networks:Nett", "--data", "data.npz"], "'some_networks' has no 'Nett'"),
         (["some_networks:other", "--data", "data.npz"], "makes a int, not an nn.Module"),
