@@ -16,7 +16,7 @@ from typing import Any
 
 from . import network, shares
 from .commands import PREFIX, LabError, alone, require
-from .network import Network
+from .network import QUEUE, Network
 from .shares import Pacemaker, Share
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -111,9 +111,14 @@ class Laboratory:
         place = network.name_of(number), network.address_of(number)
         return Host(f"host{number}", *place, [processor])
 
-    def links(self, rate: float, latency: float = 0.0) -> None:
-        """Give all links the equivalent of `rate` bits per second, and of `latency` seconds."""
-        self._network.limit(rate / self.dilation, latency * self.dilation)
+    def links(self, rate: float, latency: float = 0.0, queue: int = QUEUE) -> None:
+        """Give all links the equivalent of `rate` bits per second, and of `latency` seconds; what
+        exceeds `queue` bytes that wait for a link is lost."""
+        self._network.limit(rate / self.dilation, latency * self.dilation, queue)
+
+    def lost(self) -> int:
+        """How many packets the links have lost so far."""
+        return self._network.lost()
 
     def cut(self, host: int, off: bool = True) -> None:
         """Pull the plug of the host of this number, or put it back."""

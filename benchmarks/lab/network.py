@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 
 from .commands import PREFIX, LabError, run
@@ -51,19 +52,26 @@ class Network:
     def __exit__(self, *exception: object) -> None:
         remove()
 
-    def limit(self, rate: float, latency: float = 0.0) -> None:
+    def limit(self, rate: float, latency: float = 0.0, queue: int = QUEUE) -> None:
         """Hold every link to `rate` bits per second in both directions and delay what it carries by
-        `latency` seconds each way.
+        `latency` seconds each way. Up to `queue` bytes wait at either end; what comes on top is
+        lost.
 
         Raises:
             LabError: latency is asked for, and the kernel has no netem.
         """
         for host in range(self.hosts):
             for space, device in ((name_of(host), "eth0"), (WIRE, f"port{host}")):
-                _in(space, "tc", *bucket(device, rate))
+                _in(space, "tc", *bucket(device, rate, queue))
                 # Half of the delay at either end of the link, on the way out of it.
                 if latency:
                     _in(space, "tc", *delay(device, latency / 2))
+
+    def lost(self) -> int:
+        """How many packets the links have lost so far."""
+        texts = [_in(name_of(host), "tc", "-s", "qdisc", "show") for host in range(self.hosts)]
+        texts.append(_in(WIRE, "tc", "-s", "qdisc", "show"))
+        return sum(int(count) for text in texts for count in re.findall(r"dropped (\d+)", text))
 
     def cut(self, host: int, off: bool = True) -> None:
         """Pull the plug of a host's link, or put it back: what is sent meets nobody, and nobody is
@@ -109,9 +117,9 @@ def address_of(host: int) -> str:
     return f"10.99.0.{10 + host}"
 
 
-def bucket(device: str, rate: float) -> list[str]:
+def bucket(device: str, rate: float, queue: int = QUEUE) -> list[str]:
     """Arguments of tc that hold what leaves `device` to `rate` bits per second."""
-    limits = ["burst", str(BURST), "limit", str(QUEUE)]
+    limits = ["burst", str(BURST), "limit", str(queue)]
     how = ["root", "handle", "1:", "tbf", "rate", f"{round(rate)}bit", *limits]
     return ["qdisc", "replace", "dev", device, *how]
 

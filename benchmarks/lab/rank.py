@@ -91,11 +91,17 @@ def run_training(worker: Worker, task: Task) -> None:
 
 def told(record: dict[str, Any], batch: int) -> dict[str, Any]:
     """What the laboratory is told of a step: its number, when it was done, and the seconds of all
-    steps but the first in which there was only communication."""
+    steps but the first in which there was only communication; and its loss."""
     rows = (record["step"] - 1) * batch
     total = rows / record["images_per_second"] if rows else 0.0
     communication = record["communication"] * total
-    return {"step": record["step"], "at": time.monotonic(), "communication": communication}
+    at = time.monotonic()
+    return {
+        "step": record["step"],
+        "at": at,
+        "communication": communication,
+        "loss": record["loss"],
+    }
 
 
 def run_ring(worker: Worker, task: Task) -> None:

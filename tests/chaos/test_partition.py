@@ -1,4 +1,5 @@
-"""A host that is cut off while it trains: every rank says so within seconds, and ends."""
+"""Networks that fail: a host that is cut off while it trains, of which every rank says so within
+seconds and ends; and links that lose packets, which change no bit."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,23 @@ with Laboratory(3, 0.4) as laboratory:
         print(json.dumps({{"seconds": time.monotonic() - began, "said": world._log.read()}}))
 """
 
+LOSE = """
+import contextlib, json
+from benchmarks.lab.hosts import Laboratory
+from benchmarks.lab.worlds import World, listen
+
+losses, lost = [], []
+with Laboratory(2, 0.4) as laboratory:
+    for queue in ({queues}):
+        laboratory.links(1e9, queue=queue)
+        before = laboratory.lost()
+        with contextlib.closing(World(laboratory.hosts, 64)) as world:
+            listen([world], [world], 12, 60)
+            losses.append([message["loss"] for message in world.messages[:12]])
+        lost.append(laboratory.lost() - before)
+print(json.dumps({{"losses": losses, "lost": lost}}))
+"""
+
 
 def can_build() -> bool:
     try:
@@ -43,13 +62,17 @@ def can_build() -> bool:
     return True
 
 
-@pytest.mark.skipif(not can_build(), reason="needs root, cgroups, ip and tc")
-@pytest.mark.timeout(170)
-@pytest.mark.parametrize("victim", [0, 2])
-def test_a_host_that_is_cut_off(victim: int) -> None:
+pytestmark = [
+    pytest.mark.skipif(not can_build(), reason="needs root, cgroups, ip and tc"),
+    pytest.mark.timeout(170),
+]
+
+
+def told_by(program: str) -> dict[str, Any]:
+    """What a program in a laboratory of its own prints."""
     environment = os.environ | {"TENSORLITE_LAB": f"tlcut{os.getpid()}"}
     done = subprocess.run(
-        [sys.executable, "-c", CUT.format(victim=victim)],
+        [sys.executable, "-c", program],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -58,6 +81,18 @@ def test_a_host_that_is_cut_off(victim: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_links_that_lose_packets() -> None:
+    found = told_by(LOSE.format(queues="1024 * 1024, 96 * 1024"))
+    few, many = found["lost"]
+    assert few < 10 < many, found["lost"]
+    assert len(found["losses"][0]) == 12 and found["losses"][0] == found["losses"][1]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_host_that_is_cut_off(victim: int) -> None:
+    found = told_by(CUT.format(victim=victim))
     said = [line for line in found["said"].splitlines() if "no sign of life" in line]
     assert len(said) >= 3, found["said"]
