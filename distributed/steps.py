@@ -179,7 +179,8 @@ class Functions:
         wish: float = 0.0,
     ) -> tuple[dict[str, Any], Told]:
         """The state after the next step, and what all workers are told of it: the loss over the
-        whole batch before it, the sum of their wishes, and whether the update was made."""
+        whole batch before it, the sum of their wishes, and whether the update was made; and,
+        of its own share alone, whether the loss is finite ("own")."""
         wished = tl.asarray(np.float32(wish))
         inputs = [
             (self._key(step, share), tl.asarray(np.asarray(share.weight)), of_share)
@@ -201,7 +202,7 @@ class Functions:
             sums = [self._add(a, b) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
         # In an order that is the same for any number of workers, for which each must get all terms.
         total = self._fold(all_gather({**sums[0], "wish": wished}))
-        return self._update(state, total, counters)
+        return self._update(state, total, counters, sums[0]["loss"])
 
     def _key(self, step: int, share: Share) -> tl.Tensor | None:
         if not self._takes_key:
@@ -236,7 +237,7 @@ class Functions:
             "wish": all_reduce(wish),
             **kept,
         }
-        return self._updated(state, total, counters)
+        return self._updated(state, total, counters, partial["loss"])
 
     @property
     def _scatters(self) -> bool:
@@ -287,11 +288,16 @@ class Functions:
         return partial, counters
 
     def _updated(
-        self, state: dict[str, Any], total: dict[str, Any], counters: list[tl.Tensor]
+        self,
+        state: dict[str, Any],
+        total: dict[str, Any],
+        counters: list[tl.Tensor],
+        own_loss: tl.Tensor,
     ) -> tuple[dict[str, Any], Told]:
         new = self._applied(state, total, counters)
         told = {"loss": total["loss"], "wish": total["wish"], "made": tl.asarray(True)}
-        if self._job.on_nonfinite == "skip":
+        told["own"] = tl.isfinite(own_loss)
+        if self._job.on_nonfinite != "stop":
             bad: Any = tl.asarray(0, dtype=tl.int32)
             for gradient in total["gradients"]:
                 bad = bad + tl.sum(~tl.isfinite(gradient), dtype=tl.int32)

@@ -111,7 +111,9 @@ class Trainer:
             exception in your code is raised at once, since it would come again.
         on_nonfinite: "stop" raises a FloatingPointError where the loss is infinite or NaN, which
             names the step and the rows of the batch; "skip" goes on without the updates of steps
-            whose loss or gradients are not finite, warns at the first, and counts them.
+            whose loss or gradients are not finite, warns at the first, and counts them;
+            "rollback" goes back to the newest checkpoint (or the beginning) and leaves out the
+            batch when it comes again, five times at most.
         time_limit: seconds after which the training ends, all workers after the same step, with a
             checkpoint if there is a folder for it. `stop` and a SIGTERM to a worker do the same.
         progress: show a progress bar; or a function that is called with records, dicts with step,
@@ -183,9 +185,9 @@ class Trainer:
         check_count("seed", seed, 0)
         check_count("keep_checkpoints", keep_checkpoints, 1)
         check_count("max_restarts", max_restarts, 0)
-        if on_nonfinite not in ("stop", "skip"):
+        if on_nonfinite not in ("stop", "skip", "rollback"):
             raise ValueError(
-                f"Trainer: on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}"
+                f"Trainer: on_nonfinite must be 'stop', 'skip' or 'rollback', got {on_nonfinite!r}"
             )
         if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0):
             raise ValueError(

@@ -32,6 +32,7 @@ from .stopping import Wishes, reason_of
 from .validation import Validation
 from .worker import Worker
 
+MOST_ROLLBACKS = 5  # of one training
 MOST_SHOWN = 256  # workers whose time is told while the run goes on; a record has a bounded length
 
 
@@ -78,16 +79,57 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
         DistributedError: the workers do not agree on where to start.
     """
     functions = Functions(job, worker)
-    state = functions.start(model)
     _check_agreement(worker, model)
     folder = _opened(worker, job)
-    validation = Validation.of(job, worker, state["model"])
-    step, state, losses = _resume(worker, job, functions, folder, state, validation)
-    with contextlib.ExitStack() as stack:
-        save = _saver(worker, job, folder, report, validation, stack)
-        wishes = Wishes(job.time_limit, getattr(report, "asked_to_stop", _never))
-        stack.enter_context(wishes.catching())
-        return _loop(worker, job, functions, report, save, wishes, validation, step, state, losses)
+    validation = Validation.of(job, worker, model)
+    untouched = validation.state() if validation is not None else {}
+    left_out: set[int] = set()
+    while True:
+        state = functions.start(model)
+        if validation is not None:
+            validation.restore(untouched)
+        step, state, losses = _resume(worker, job, functions, folder, state, validation)
+        with contextlib.ExitStack() as stack:
+            save = _saver(worker, job, folder, report, validation, stack)
+            wishes = Wishes(job.time_limit, getattr(report, "asked_to_stop", _never))
+            stack.enter_context(wishes.catching())
+            run = Run(worker, job, functions, report, save, wishes, validation, left_out)
+            try:
+                return _loop(run, step, state, losses)
+            except RollBack as back:
+                if len(left_out) == MOST_ROLLBACKS:
+                    raise FloatingPointError(
+                        f"{back}; {MOST_ROLLBACKS} times the training went back already, so it is "
+                        "not single batches that are at fault"
+                    ) from None
+                left_out.add(back.step)
+                if worker.rank == 0:
+                    report(
+                        {"warning": f"{back}; going back to step {step}, to go on without it"},
+                        last=True,
+                    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop needs besides the state. `left_out` are steps that are not made."""
+
+    worker: Worker
+    job: Job
+    functions: Functions
+    report: Callable[..., None]
+    save: Callable[..., None]
+    wishes: Wishes
+    validation: Validation | None
+    left_out: set[int]
+
+
+class RollBack(Exception):
+    """The update of a step is not finite, and the training shall go on from before it."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(what)
+        self.step = step
 
 
 def train_in_worker(
@@ -149,19 +191,10 @@ def with_rows(worker: Worker, job: Job, batches: Iterable[Any], reading: Reading
     )
 
 
-def _loop(
-    worker: Worker,
-    job: Job,
-    functions: Functions,
-    report: Callable[..., None],
-    save: Callable[..., None],
-    wishes: Wishes,
-    validation: Validation | None,
-    step: int,
-    state: dict[str, Any],
-    losses: list[float],
-) -> Progress:
+def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Progress:
     """The steps from `step` on."""
+    worker, job, functions, report = run.worker, run.job, run.functions, run.report
+    validation = run.validation
     timing = Timing()
     shapes_seen: set[tuple[int, ...]] = set()
     stopped, skipped = "", 0
@@ -173,17 +206,18 @@ def _loop(
             for share, own in zip(batch.shares, rows, strict=True)
         ]
         fed = time.perf_counter()
-        state, told = functions.step(state, step, batch.shares, arrays, wishes.number())
-        losses.append(float(told["loss"]))
+        if step in run.left_out:
+            losses.append(math.nan)
+            wish, skipped = 0.0, skipped + 1
+        else:
+            state, told = functions.step(state, step, batch.shares, arrays, run.wishes.number())
+            losses.append(float(told["loss"]))
+            wish = float(told["wish"])
+            if not (math.isfinite(losses[-1]) and bool(told["made"])):
+                what = _not_finite(worker, losses[-1], bool(told["own"]), step + 1, batch)
+                skipped += _treat(run, what, step, first=skipped == 0)
         step += 1
-        if job.on_nonfinite == "stop":
-            _check_finite(losses[-1], step, batch)
-        elif not bool(told["made"]):
-            skipped += 1
-            if skipped == 1 and worker.rank == 0:
-                what = _not_finite(losses[-1], step, batch)
-                report({"warning": f"{what}; such updates are skipped"}, last=True)
-        stopped = reason_of(float(told["wish"])) if step < job.steps else ""
+        stopped = reason_of(wish) if step < job.steps else ""
         done, after = time.perf_counter(), communication.spent()
         shapes = tuple(len(share.rows) for share in batch.shares)
         if shapes in shapes_seen:
@@ -208,7 +242,7 @@ def _loop(
         if _is_due(job, step) or (stopped and job.checkpoint is not None):
             _check_sound(state["model"], step, epoch)
             _check_drift(worker, state["model"], step)
-            save(step, functions.whole(state), losses)
+            run.save(step, functions.whole(state), losses)
         if stopped:
             break
         began = time.perf_counter()
@@ -233,14 +267,24 @@ def _never() -> bool:
     return False
 
 
-def _check_finite(loss: float, step: int, batch: Batch) -> None:
-    if not math.isfinite(loss):
+def _treat(run: Run, what: str, step: int, first: bool) -> int:
+    """Do with a step that is not finite what the job says: 1 if its update was left out.
+
+    Raises:
+        FloatingPointError: the training is to stop.
+        RollBack: it is to go back.
+    """
+    if run.job.on_nonfinite == "stop":
         raise FloatingPointError(
-            f"{_not_finite(loss, step, batch)}, with the parameters from before that step's "
-            "update. The usual causes: a learning rate that is too high, integer labels outside of "
-            "the classes, or NaN in the data. tl.debug_nans() names the operation; "
-            "on_nonfinite='skip' leaves such updates out"
+            f"{what}, with the parameters from before that step's update. The usual causes: a "
+            "learning rate that is too high, integer labels outside of the classes, or NaN in the "
+            "data. tl.debug_nans() names the operation; on_nonfinite='skip' leaves such updates out"
         )
+    if run.job.on_nonfinite == "rollback":
+        raise RollBack(step, what)
+    if first and run.worker.rank == 0:
+        run.report({"warning": f"{what}; such updates are skipped"}, last=True)
+    return 1
 
 
 def _check_sound(model: Any, step: int, epoch: int) -> None:
@@ -255,10 +299,15 @@ def _check_sound(model: Any, step: int, epoch: int) -> None:
             )
 
 
-def _not_finite(loss: float, step: int, batch: Batch) -> str:
+def _not_finite(worker: Worker, loss: float, is_sound: bool, step: int, batch: Batch) -> str:
+    """What is wrong with a step; every worker must ask. `is_sound` says that the loss of this
+    worker's own share is finite."""
     shown = ", ".join(map(str, batch.rows[:8].tolist())) + ", ..." * (batch.size > 8)
     what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-    return f"{what} at step {step} (epoch {batch.epoch}, rows {shown} of the data)"
+    sound = np.asarray(all_gather(tl.asarray(np.asarray(is_sound)))).tolist()
+    bad = [str(rank) for rank in range(worker.size) if not sound[rank]]
+    where = f", in the share of rank {', '.join(bad)}" if bad and worker.size > 1 else ""
+    return f"{what} at step {step} (epoch {batch.epoch}, rows {shown} of the data{where})"
 
 
 def _of_ranks(worker: Worker, timing: Timing) -> list[dict[str, Any]]:

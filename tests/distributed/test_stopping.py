@@ -146,7 +146,7 @@ def test_ranks_that_drift_apart_are_caught(tmp_path: Any) -> None:
 # ---- numbers that are none -----------------------------------------------------------------------
 
 
-def poisoned(where: int) -> Any:
+def poisoned(where: Any) -> Any:
     images, labels = dataset(rows=48).arrays
     images = images.copy()
     images[where] = np.nan
@@ -168,6 +168,40 @@ def test_updates_of_bad_batches_are_skipped(workers: int, more: dict[str, Any]) 
         assert progress.skipped == 2  # once in each epoch of three batches
         assert sum(np.isnan(progress.losses)) == 2
         assert all(np.isfinite(leaf).all() for leaf in leaves(progress))
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_going_back_leaves_out_what_skipping_does(tmp_path: Any, every: int | None) -> None:
+    model = Classifier(random.key(0))
+    skipped = train(2, job(poisoned(5), 6, on_nonfinite="skip"), model)[0]
+    folder = {"checkpoint": str(tmp_path), "checkpoint_every": every} if every else {}
+    told: list[str] = []
+
+    def main(worker: dist.Worker) -> Any:
+        from tensorlite.distributed import training
+
+        def report(record: dict[str, Any], last: bool = False) -> None:
+            told.extend([record["warning"]] if "warning" in record else [])
+
+        the_job = job(poisoned(5), 6, on_nonfinite="rollback", **folder)
+        return training.train(worker, the_job, model, report)
+
+    progress = dist.run_local(main, num_workers=2)[0]
+    np.testing.assert_array_equal(progress.losses, skipped.losses)
+    for a, b in zip(leaves(progress), leaves(skipped), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert len(told) == 2 and all("in the share of rank" in text for text in told)
+    assert all("going back to step" in text for text in told)
+
+
+def test_going_back_has_a_limit() -> None:
+    with (
+        pytest.warns(RuntimeWarning, match="going back to step 0"),
+        pytest.raises(FloatingPointError, match="5 times the training went back already"),
+    ):
+        trainer(on_nonfinite="rollback").fit(
+            Classifier(random.key(0)), poisoned(slice(None)), steps=12
+        )
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Any) -> None:
