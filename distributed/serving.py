@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +35,7 @@ class Scorer:
         model: a pytree of tensors.
         apply: `apply(model, rows)` returns one number, or an array of them, for each row.
         is_list: whether it is an array.
+        key: what one scorer has compiled in a process serves others with the same key.
         image_size, on_invalid: as `FrameDataset` has them; "skip" gives null for such rows.
     """
 
@@ -46,15 +47,7 @@ class Scorer:
     on_invalid: str = "error"
     batch_size: int = 128
     device: str = "cpu"
-    key: str = ""
-
-    def keyed(self) -> Scorer:
-        """The same, with a key that scorers of the same content share: what one has compiled in a
-        process serves the next one."""
-        from pyspark import cloudpickle
-
-        what = (self.model, self.apply, self.batch_size, self.device)
-        return dataclasses.replace(self, key=hashlib.sha256(cloudpickle.dumps(what)).hexdigest())
+    key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def score(self, values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         """For each array of rows an array of what the model says of them, float32 or lists of it;
@@ -131,15 +124,13 @@ def predict_udf(scorer: Scorer, deterministic: bool = True) -> Any:
     """A function of a column, for `select`, `withColumn` and SQL: float or array<float>."""
     from pyspark.sql.functions import arrow_udf
 
-    keyed = scorer.keyed()
-
     def predict(values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         from pyspark import TaskContext
 
         context = TaskContext.get()
         if context is not None:
             tl.set_num_threads(context.cpus())
-        yield from keyed.score(values)
+        yield from scorer.score(values)
 
     make: Any = arrow_udf  # whose overloads leave out iterators
     udf = make(predict, "array<float>" if scorer.is_list else "float")

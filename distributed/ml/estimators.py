@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from pyspark.ml import Estimator, Model
@@ -53,6 +54,7 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
     """
 
     network: Any = None
+    _named: tuple[tuple[Any, ...], str] | None = None
     _is_classifier = False
 
     def __init__(self) -> None:
@@ -70,18 +72,30 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
         size = self.getOrDefault("imageSize") if self.isDefined("imageSize") else None
         skips = self.getOrDefault("handleInvalid") == "skip"
         device = self.getOrDefault("device")
+        preprocess = _optional(self, "preprocess")
+        batch_size = self.getOrDefault("predictBatchSize")
         scorer = Scorer(
             model=self.network,
-            apply=Application(_optional(self, "preprocess"), self._is_classifier),
+            apply=Application(preprocess, self._is_classifier),
+            key=f"{self._key(self.network, preprocess)} {batch_size} {device}",
             is_list=self._is_classifier,
             column=self.getInputCol(),
             image_size=tuple(size) if size else None,
             on_invalid=self.getOrDefault("handleInvalid"),
-            batch_size=self.getOrDefault("predictBatchSize"),
+            batch_size=batch_size,
             device="cpu" if device == "auto" else device,
         )
         # What leaves rows out looks at the outputs first, which must not be computed twice.
         return predict_udf(scorer, deterministic=not skips)
+
+    def _key(self, *what: Any) -> str:
+        """A name for these objects that stays the same as long as they do, so that calls of
+        `transform` share what is compiled."""
+        if self._named is None or any(
+            a is not b for a, b in zip(self._named[0], what, strict=True)
+        ):
+            self._named = what, uuid.uuid4().hex
+        return self._named[1]
 
     def predict(self, dataset: DataFrame) -> DataFrame:
         """As `transform`."""
