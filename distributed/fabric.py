@@ -21,6 +21,7 @@ from .algorithms.two_level import TwoLevel
 from .reduction import Array
 from .rendezvous import Links, groups_of
 from .streams import Stream
+from .transport import Patience
 from .transport.memory import TOKEN_BYTES, Board, Segment, Unshared, map_segment, token_of
 from .transport.tcp import TcpTransport
 
@@ -35,17 +36,17 @@ class Fabric:
 
     Args:
         segment: memory of this rank that the others may map, if there is any; `Fabric` owns it.
-        idle_seconds: how long a collective waits for another rank.
+        patience: how long a collective waits for another rank.
 
     Attributes:
         algorithm: how collectives run, for now.
     """
 
-    def __init__(self, rank: int, links: Links, segment: Segment | None, idle_seconds: float):
+    def __init__(self, rank: int, links: Links, segment: Segment | None, patience: Patience):
         self._rank = rank
         self._members = links.members
         self._segment = segment
-        self._idle_seconds = idle_seconds
+        self._patience = patience
         self._host = links.members[rank].host
         self._transports: list[TcpTransport | Board] = []
         self._everyone = self._ring(range(len(links.members)), links.next, links.previous)
@@ -92,7 +93,7 @@ class Fabric:
         transport = TcpTransport(previous, following, incoming, outgoing)
         self._transports.append(transport)
         total = len(self._members)
-        return Around(ranks, position, self._host, transport, self._idle_seconds, total)
+        return Around(ranks, position, self._host, transport, self._patience, total)
 
     def _prove(self, all_gather: Gather, group: list[int], largest: int) -> tuple[list[Array], str]:
         """The memory of this rank's group, and why it cannot be used, or nothing."""
@@ -130,7 +131,7 @@ class Fabric:
     def _use(self, groups: list[list[int]], group: list[int], memories: list[Array]) -> None:
         board = None
         if memories:
-            board = Board(group, group.index(self._rank), memories, self._idle_seconds)
+            board = Board(group, group.index(self._rank), memories, self._patience)
             self._transports.append(board)
         if board is not None and len(groups) == 1:
             self.algorithm = Direct(board, self._host)

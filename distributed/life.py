@@ -23,6 +23,7 @@ from .errors import Failure, PeerError, failure_of, peer_error
 from .fabric import Fabric
 from .rendezvous import Gather, meet
 from .ring import Ring
+from .transport import Patience
 from .transport.memory import offer
 from .worker import Worker, entered
 
@@ -116,16 +117,18 @@ def live(call: Callable[[Worker], Any], place: Place, options: Options, gather: 
             timeout=options.connect_timeout,
             encrypt=options.encrypt,
             memory=memory,
+            silence=options.heartbeat_timeout,
         )
     except Exception as error:
         if segment is not None:
             segment.close()
         return Outcome(failure=failure_of(error, rank, host, place.partition), settled=False)
-    fabric = Fabric(rank, links, segment, options.timeout)
+    patience = Patience(options.timeout)
+    fabric = Fabric(rank, links, segment, patience)
     control = Control(
         rank, links.members, links.control, fabric.interrupt, options.heartbeat_timeout
     )
-    ring = Ring(rank, place.hosts, fabric, control, options.timeout)
+    ring = Ring(rank, place.hosts, fabric, control, patience)
     worker = _worker(place, options, ring, links.credentials.attempt)
 
     def connected(worker: Worker) -> Any:

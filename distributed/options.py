@@ -64,6 +64,12 @@ def check_accumulate(accumulate: int, shards: int | None, batch_size: int, worke
         )
 
 
+def check_seconds(name: str, value: Any) -> None:
+    """A positive number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"Trainer: {name} is a positive number of seconds, got {value!r}")
+
+
 def check_count(name: str, value: Any, least: int) -> None:
     """A whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

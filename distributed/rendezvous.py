@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import secrets
 import socket
 import sys
@@ -84,6 +85,7 @@ def meet(
     timeout: float = 60.0,
     encrypt: bool = False,
     memory: Mapping[str, Any] | None = None,
+    silence: float = 6.0,
 ) -> Links:
     """Connect this worker with the others. Every rank must call it.
 
@@ -99,6 +101,7 @@ def meet(
         timeout: seconds until all connections must stand.
         encrypt: whether they speak TLS, with keys that are made here.
         memory: what to publish as `Member.memory`.
+        silence: seconds, about, after which a connection counts as broken that leads nowhere.
 
     Raises:
         RendezvousError: a worker has no free port, does not answer, or could not prove itself.
@@ -115,7 +118,7 @@ def meet(
         credentials = Credentials(secret, nonce, entries[0]["attempt"])
         assert listener is not None  # otherwise _check found the error that this rank published
         deadline = time.monotonic() + timeout
-        return _connect(listener, members, rank, credentials, identity, deadline)
+        return _connect(listener, members, rank, credentials, identity, deadline, silence)
 
 
 def groups_of(members: Sequence[Member]) -> list[list[int]]:
@@ -251,6 +254,7 @@ def _connect(
     credentials: Credentials,
     identity: Identity | None,
     deadline: float,
+    silence: float,
 ) -> Links:
     size = len(members)
     expected = {("ring", (rank - 1) % size)}
@@ -265,9 +269,16 @@ def _connect(
     if identity is not None:
         pins = {member.rank: member.certificate or b"" for member in members}
         wrap = TlsAcceptor(identity, pins)
-    calls = _Calls(listener, credentials, rank, expected, wrap, deadline)
+    calls = _Calls(
+        listener, credentials, rank, expected, lambda c: wrap(_tuned(c, silence)), deadline
+    )
     reach = functools.partial(
-        _dial, rank=rank, credentials=credentials, identity=identity, deadline=deadline
+        _dial,
+        rank=rank,
+        credentials=credentials,
+        identity=identity,
+        deadline=deadline,
+        silence=silence,
     )
     thread = threading.Thread(target=calls.serve, name="tensorlite-accept", daemon=True)
     thread.start()
@@ -318,7 +329,7 @@ class _Calls:
             credentials,
             rank,
             lambda *caller: caller in expected,
-            lambda connection: wrap(_tuned(connection)),
+            wrap,
         )
         self._expected = expected
         self._deadline = deadline
@@ -345,12 +356,14 @@ def _explain(members: list[Member], rank: int, missing: set[Caller], calls: _Cal
     return f"{members[rank]} waited in vain for a connection from {who}{strangers}. {_ADVICE}"
 
 
-def _tuned(connection: socket.socket) -> socket.socket:
+def _tuned(connection: socket.socket, silence: float) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A host that loses power or its network closes nothing: keepalive finds it within half a
-    # minute.
+    # A host that loses power or its network closes nothing. Who waits for it in the ring hears of
+    # it by this, also where both can still be reached by rank 0. The other host's kernel answers,
+    # so slow input and a process that is stopped are no silence.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    pause = max(1, math.ceil(silence / 4))  # before the first of three probes, and after each
+    for option, value in (("TCP_KEEPIDLE", pause), ("TCP_KEEPINTVL", pause), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return connection
@@ -364,6 +377,7 @@ def _dial(
     credentials: Credentials,
     identity: Identity | None,
     deadline: float,
+    silence: float,
 ) -> Stream:
     problem = "no answer"
     while (left := deadline - time.monotonic()) > 0:
@@ -376,9 +390,11 @@ def _dial(
             time.sleep(min(0.1, left))
             continue
         if identity is None:
-            stream: Stream = PlainStream(_tuned(connection))
+            stream: Stream = PlainStream(_tuned(connection, silence))
         else:
-            stream = dial_tls(_tuned(connection), identity, peer.rank, peer.certificate or b"")
+            stream = dial_tls(
+                _tuned(connection, silence), identity, peer.rank, peer.certificate or b""
+            )
         try:
             patience = time.monotonic() + min(HANDSHAKE_SECONDS, left)
             call(stream, credentials, channel, rank, peer.rank, patience)

@@ -22,7 +22,7 @@ from .errors import (
 )
 from .fabric import Fabric
 from .reduction import Array, Reduction, check_dtype, reduction, wire_dtype
-from .transport import ConnectionLost, TransportError
+from .transport import ConnectionLost, Patience, TransportError, Unreachable
 from .turns import Handle, Turns, closed
 
 NEWS_SECONDS = 2.0  # after a connection ended, how long to wait for the news that explains it
@@ -41,11 +41,10 @@ class Ring:
         hosts: the addresses of all workers, in rank order.
         fabric: the way to the other workers; a world of one needs none.
         control: where failures are told and heard of.
-        timeout: see below.
+        patience: how long a collective waits while nothing moves; the fabric has the same.
 
     Attributes:
         rank, size: this worker's number, and how many there are.
-        timeout: seconds without any progress after which a collective gives up.
     """
 
     def __init__(
@@ -54,17 +53,27 @@ class Ring:
         hosts: Sequence[str],
         fabric: Fabric | None = None,
         control: Control | None = None,
-        timeout: float = 300.0,
+        patience: Patience | None = None,
     ):
         self.rank = rank
         self.size = len(hosts)
-        self.timeout = timeout
+        self._patience = patience or Patience(300.0)
         self._hosts = hosts
         self._fabric = fabric
         self._control = control
         self._turns = Turns(f"tensorlite-ring-{rank}")
         self._closing = False
         self._bucket: Array = np.empty(0, np.uint8)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without any progress after which a collective gives up. What is set counts for
+        the collectives that are started later."""
+        return self._patience.seconds
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._patience.seconds = seconds
 
     def all_reduce_(
         self,
@@ -264,6 +273,13 @@ class Ring:
             )
             failure = Failure(self.rank, self._hosts[self.rank], "mismatch", "MismatchError", text)
             problem: DistributedError = MismatchError(text, failure)
+        elif isinstance(error, Unreachable):
+            text = (
+                f"rank {self.rank} (host {self._hosts[self.rank]}) cannot reach it any more "
+                f"({error}), though both may reach rank 0; see to the network between them"
+            )
+            failure = Failure(error.peer, self._hosts[error.peer], "lost", "PeerError", text)
+            problem = peer_error(failure)
         else:
             problem = DeadlineError(
                 f"{sig.call}: {peer}: {error}. It is stuck, cut off, or far behind this rank "

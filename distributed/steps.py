@@ -36,6 +36,7 @@ class Job:
             each worker, in rank order.
         epochs: where the number of steps follows from rows that only the workers know.
         validation: arrays of rows that all workers have, or with `counts` this worker's own.
+        timeout: that of collectives, once a step of the same shapes is done.
     """
 
     loss: Callable[..., Any]
@@ -65,6 +66,8 @@ class Job:
     validation_counts: tuple[int, ...] | None = None
     patience: int | None = None
     skipped_rows: int = 0
+    timeout: float = 300.0
+    first_step_timeout: float = 1800.0
 
     @property
     def rows(self) -> int:

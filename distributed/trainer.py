@@ -28,6 +28,7 @@ from .options import (
     check_accumulate,
     check_compression,
     check_count,
+    check_seconds,
     check_shards,
     checked_options,
 )
@@ -116,6 +117,10 @@ class Trainer:
             batch when it comes again, five times at most.
         time_limit: seconds after which the training ends, all workers after the same step, with a
             checkpoint if there is a folder for it. `stop` and a SIGTERM to a worker do the same.
+        first_step_timeout: seconds that a worker waits for another one while rows are read and
+            programs compiled, until the first step of each shape is done. From then on
+            `launch_options={"timeout": ...}` counts (300 seconds). Workers that are dead or cut off
+            are found within seconds in either case.
         progress: show a progress bar; or a function that is called with records, dicts with step,
             steps, epoch, loss, images_per_second, communication and hidden_communication, and
             after an epoch the validation's measures.
@@ -153,6 +158,7 @@ class Trainer:
         max_restarts: int = 3,
         on_nonfinite: str = "stop",
         time_limit: float | None = None,
+        first_step_timeout: float = 1800.0,
         progress: bool | Watcher = True,
         report: str | None = None,
         tensorboard: str | None = None,
@@ -189,10 +195,9 @@ class Trainer:
             raise ValueError(
                 f"Trainer: on_nonfinite must be 'stop', 'skip' or 'rollback', got {on_nonfinite!r}"
             )
-        if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0):
-            raise ValueError(
-                f"Trainer: time_limit is a positive number of seconds, got {time_limit!r}"
-            )
+        if time_limit is not None:
+            check_seconds("time_limit", time_limit)
+        check_seconds("first_step_timeout", first_step_timeout)
         if bucket_bytes is not None:
             check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
@@ -227,6 +232,7 @@ class Trainer:
         self.seed = seed
         self.max_restarts = max_restarts
         self.on_nonfinite, self.time_limit = on_nonfinite, time_limit
+        self.first_step_timeout = first_step_timeout
         self._stopping = threading.Event()
         self._running: Monitor | None = None
         self.progress = progress
@@ -353,6 +359,8 @@ class Trainer:
             shard_optimizer=self.shard_optimizer,
             on_nonfinite=self.on_nonfinite,
             time_limit=self.time_limit,
+            timeout=self.launch_options.get("timeout", Job.timeout),
+            first_step_timeout=self.first_step_timeout,
             epochs=epochs,
             evaluate=self.evaluate,
             validation=validation.arrays if validation is not None else None,
@@ -393,7 +401,11 @@ class Trainer:
                         data=None if frame is None else frame.selected(),
                         spark=self.spark,
                         device=self.device,
-                        **{"description": self._described(job), **self.launch_options},
+                        **{
+                            "description": self._described(job),
+                            **self.launch_options,
+                            "timeout": self.first_step_timeout,  # the loop lowers it later
+                        },
                     )
                 except (WorkerError, SlotsError) as error:
                     restarts.after(error, heard)  # raises it, or waits

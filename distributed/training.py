@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,13 +19,15 @@ import numpy as np
 import tensorlite as tl
 from tensorlite import communication
 
-from .batches import Batch, batches, gathered, order_of
-from .checkpoint import CheckpointFolder, Writer
-from .collectives import all_gather, broadcast
+from . import saving
+from .batches import Batch, batches, gathered
+from .checks import DRIFT_STEPS, check_agreement, check_drift, check_sound
+from .collectives import all_gather
 from .dataframes import Reading
 from .errors import DistributedError
 from .monitor import MonitorAddress, Reporter
-from .steps import Functions, Job, is_float
+from .saving import Start
+from .steps import Functions, Job
 from .stopping import Wishes, reason_of
 from .validation import Validation
 from .worker import Worker
@@ -79,8 +79,8 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
         DistributedError: the workers do not agree on where to start.
     """
     functions = Functions(job, worker)
-    _check_agreement(worker, model)
-    folder = _opened(worker, job)
+    check_agreement(worker, model)
+    folder = saving.opened(worker, job)
     validation = Validation.of(job, worker, model)
     untouched = validation.state() if validation is not None else {}
     left_out: set[int] = set()
@@ -88,14 +88,15 @@ def train(worker: Worker, job: Job, model: Any, report: Callable[..., None]) -> 
         state = functions.start(model)
         if validation is not None:
             validation.restore(untouched)
-        step, state, losses = _resume(worker, job, functions, folder, state, validation)
+        done = saving.resume(worker, job, functions, folder, state, validation, report)
+        step = done.step
         with contextlib.ExitStack() as stack:
-            save = _saver(worker, job, folder, report, validation, stack)
+            save = saving.saver(worker, job, folder, report, validation, stack)
             wishes = Wishes(job.time_limit, getattr(report, "asked_to_stop", _never))
             stack.enter_context(wishes.catching())
             run = Run(worker, job, functions, report, save, wishes, validation, left_out)
             try:
-                return _loop(run, step, state, losses)
+                return _loop(run, done)
             except RollBack as back:
                 if len(left_out) == MOST_ROLLBACKS:
                     raise FloatingPointError(
@@ -118,7 +119,7 @@ class Run:
     job: Job
     functions: Functions
     report: Callable[..., None]
-    save: Callable[..., None]
+    save: Callable[[Start], None]
     wishes: Wishes
     validation: Validation | None
     left_out: set[int]
@@ -191,26 +192,31 @@ def with_rows(worker: Worker, job: Job, batches: Iterable[Any], reading: Reading
     )
 
 
-def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Progress:
-    """The steps from `step` on."""
+def _loop(run: Run, start: Start) -> Progress:
+    """The steps from `start` on."""
+    step, state, losses, skipped = start.step, start.state, start.losses, start.skipped
     worker, job, functions, report = run.worker, run.job, run.functions, run.report
     validation = run.validation
     timing = Timing()
     shapes_seen: set[tuple[int, ...]] = set()
-    stopped, skipped = "", 0
+    stopped = ""
     began = time.perf_counter()
     for batch, rows in gathered(job, batches(job, worker, start=step)):
+        shapes = tuple(len(share.rows) for share in batch.shares)
+        worker.ring.timeout = job.timeout if shapes in shapes_seen else job.first_step_timeout
         epoch, before = batch.epoch, communication.spent()
-        arrays = [
-            functions.input(epoch, share, own)
-            for share, own in zip(batch.shares, rows, strict=True)
-        ]
+        with _naming(step, batch):
+            arrays = [
+                functions.input(epoch, share, own)
+                for share, own in zip(batch.shares, rows, strict=True)
+            ]
         fed = time.perf_counter()
         if step in run.left_out:
             losses.append(math.nan)
             wish, skipped = 0.0, skipped + 1
         else:
-            state, told = functions.step(state, step, batch.shares, arrays, run.wishes.number())
+            with _naming(step, batch):
+                state, told = functions.step(state, step, batch.shares, arrays, run.wishes.number())
             losses.append(float(told["loss"]))
             wish = float(told["wish"])
             if not (math.isfinite(losses[-1]) and bool(told["made"])):
@@ -219,7 +225,6 @@ def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Pr
         step += 1
         stopped = reason_of(wish) if step < job.steps else ""
         done, after = time.perf_counter(), communication.spent()
-        shapes = tuple(len(share.rows) for share in batch.shares)
         if shapes in shapes_seen:
             exposed = after.exposed - before.exposed
             timing.input += fed - began
@@ -231,6 +236,7 @@ def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Pr
         shapes_seen.add(shapes)
         found: dict[str, Any] = {}
         if validation is not None and step % job.steps_per_epoch == 0:
+            worker.ring.timeout = job.first_step_timeout  # it may have to compile
             found = dict(validation.after_epoch(state["model"]))
             if validation.is_hopeless and step < job.steps:
                 stopped = stopped or "no improvement"
@@ -239,10 +245,12 @@ def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Pr
         if worker.rank == 0:
             record = _record(job, step, epoch, losses[-1], timing) | found
             report(record, last=step == job.steps or bool(stopped) or bool(found))
-        if _is_due(job, step) or (stopped and job.checkpoint is not None):
-            _check_sound(state["model"], step, epoch)
-            _check_drift(worker, state["model"], step)
-            run.save(step, functions.whole(state), losses)
+        is_due = saving.is_due(job, step) or (bool(stopped) and job.checkpoint is not None)
+        if is_due or step % DRIFT_STEPS == 0 or step == job.steps:
+            check_drift(worker, state["model"], step)
+        if is_due:
+            check_sound(state["model"], step, epoch)
+            run.save(Start(step, functions.whole(state), losses, skipped))
         if stopped:
             break
         began = time.perf_counter()
@@ -261,6 +269,18 @@ def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Pr
         skipped_rows=job.skipped_rows,
         ranks=_of_ranks(worker, timing),
     )
+
+
+@contextlib.contextmanager
+def _naming(step: int, batch: Batch) -> Iterator[None]:
+    """Say in an exception of the loss or the augmentation where it was raised."""
+    try:
+        yield
+    except DistributedError:
+        raise
+    except Exception as error:
+        error.add_note(f"This was at step {step + 1} ({_shown(batch)}).")
+        raise
 
 
 def _never() -> bool:
@@ -287,27 +307,19 @@ def _treat(run: Run, what: str, step: int, first: bool) -> int:
     return 1
 
 
-def _check_sound(model: Any, step: int, epoch: int) -> None:
-    """Refuse to save parameters that are not finite: a gradient may be infinite where the loss is
-    not, and a run that goes on from there is lost."""
-    for name, leaf in zip(tl.tree.paths(model), tl.tree.leaves(model), strict=True):
-        if is_float(leaf) and not bool(tl.all(tl.isfinite(leaf))):
-            raise FloatingPointError(
-                f"after step {step} (epoch {epoch}) {name!r} is not finite, though the loss was; "
-                "nothing is saved, and the checkpoints from before are sound. on_nonfinite='skip' "
-                "leaves such updates out"
-            )
-
-
 def _not_finite(worker: Worker, loss: float, is_sound: bool, step: int, batch: Batch) -> str:
     """What is wrong with a step; every worker must ask. `is_sound` says that the loss of this
     worker's own share is finite."""
-    shown = ", ".join(map(str, batch.rows[:8].tolist())) + ", ..." * (batch.size > 8)
     what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
     sound = np.asarray(all_gather(tl.asarray(np.asarray(is_sound)))).tolist()
     bad = [str(rank) for rank in range(worker.size) if not sound[rank]]
     where = f", in the share of rank {', '.join(bad)}" if bad and worker.size > 1 else ""
-    return f"{what} at step {step} (epoch {batch.epoch}, rows {shown} of the data{where})"
+    return f"{what} at step {step} ({_shown(batch)}{where})"
+
+
+def _shown(batch: Batch) -> str:
+    rows = ", ".join(map(str, batch.rows[:8].tolist())) + ", ..." * (batch.size > 8)
+    return f"epoch {batch.epoch}, rows {rows} of the data"
 
 
 def _of_ranks(worker: Worker, timing: Timing) -> list[dict[str, Any]]:
@@ -332,140 +344,3 @@ def _record(job: Job, step: int, epoch: int, loss: float, timing: Timing) -> dic
         "communication": timing.communication / timing.total if timing.rows else 0.0,
         "hidden_communication": timing.hidden / timing.total if timing.rows else 0.0,
     }
-
-
-# ---- agreement, checkpoints --------------------------------------------------------------------
-
-
-def _check_agreement(worker: Worker, model: Any) -> None:
-    """Refuse to start from different parameters, or with different libraries."""
-    versions = f"tensorlite {tl.__version__}, NumPy {np.__version__}, Python {sys.version_info[:2]}"
-    digest = hashlib.sha256(versions.encode())
-    for name, leaf in zip(tl.tree.paths(model), tl.tree.leaves(model), strict=True):
-        array = np.ascontiguousarray(np.asarray(leaf))
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    everyone = np.asarray(all_gather(np.frombuffer(digest.digest(), np.uint8)))
-    odd = [rank for rank in range(worker.size) if (everyone[rank] != everyone[0]).any()]
-    if odd:
-        raise DistributedError(
-            f"ranks {odd} would start from other parameters or libraries than rank 0; rank "
-            f"{worker.rank} has {versions}. Install the same versions on all hosts"
-        )
-
-
-def _check_drift(worker: Worker, model: Any, step: int) -> None:
-    """Refuse to save parameters that are not those of all workers: they are computed by each, and
-    equal unless a processor, a memory or a library is at fault."""
-    if worker.size == 1:
-        return
-    names = tl.tree.paths(model)
-    digests = [hashlib.sha256(np.asarray(x).tobytes()).digest()[:8] for x in tl.tree.leaves(model)]
-    own = np.frombuffer(b"".join(digests), np.uint8).reshape(len(names), 8)
-    everyone = np.asarray(all_gather(own))
-    differs = (everyone != everyone[0]).any(axis=2)  # (workers, leaves)
-    if differs.any():
-        ranks = [rank for rank in range(worker.size) if differs[rank].any()]
-        first = names[int(np.argmax(differs.any(axis=0)))]
-        raise DistributedError(
-            f"after step {step} ranks {ranks} have other parameters than rank 0, {first!r} first: "
-            "a processor or its memory fails, or the hosts have different libraries. The "
-            "checkpoints from before are sound"
-        )
-
-
-def _checkpoint_of(
-    state: dict[str, Any], losses: list[float], validation: dict[str, Any] | None
-) -> dict[str, Any]:
-    tree = {"state": state, "losses": tl.asarray(np.asarray(losses, np.float64))}
-    return tree if validation is None else {**tree, "validation": validation}
-
-
-def _is_due(job: Job, step: int) -> bool:
-    every = job.checkpoint_every
-    is_last = step == job.steps
-    return job.checkpoint is not None and (is_last or (every is not None and step % every == 0))
-
-
-def _opened(worker: Worker, job: Job) -> CheckpointFolder | None:
-    """The folder of checkpoints, which rank 0 can write to."""
-    if job.checkpoint is None:
-        return None
-    folder = CheckpointFolder(job.checkpoint, job.keep_checkpoints, job.keep_best)
-    if worker.rank == 0:
-        folder.prepare()
-    return folder
-
-
-def _saver(
-    worker: Worker,
-    job: Job,
-    folder: CheckpointFolder | None,
-    report: Callable[..., None],
-    validation: Validation | None,
-    stack: contextlib.ExitStack,
-) -> Callable[..., None]:
-    """What saves a whole state: on rank 0 a thread of its own, which has saved everything when
-    `stack` ends."""
-    if folder is None or worker.rank != 0:
-        return lambda step, state, losses: None
-    writer = Writer(folder, lambda problem: report({"warning": problem}, last=True))
-    stack.callback(writer.close)
-    about = order_of(job) | {"workers": str(worker.size)}
-
-    def save(step: int, state: dict[str, Any], losses: list[float]) -> None:
-        recent = losses[-(job.checkpoint_every or 1) :]
-        kept = validation.state() if validation is not None else None
-        writer.put(step, _checkpoint_of(state, losses, kept), about, sum(recent) / len(recent))
-
-    return save
-
-
-def _resume(
-    worker: Worker,
-    job: Job,
-    functions: Functions,
-    folder: CheckpointFolder | None,
-    state: dict[str, Any],
-    validation: Validation | None,
-) -> tuple[int, dict[str, Any], list[float]]:
-    """Where to start: the newest whole checkpoint that any rank finds, sent to all, or the
-    beginning. Ranks on several hosts may see several folders."""
-    found = folder.newest() if folder is not None else None
-    workers = 0
-    if folder is not None and found is not None:
-        workers = int(folder.metadata(found).get("workers", "1"))
-    everyone = np.asarray(all_gather(tl.asarray(np.asarray([found or 0, workers]))))
-    root = int(np.argmax(everyone[:, 0]))
-    step, workers = everyone[root].tolist()
-    if step == 0:
-        return 0, state, []
-    if step > job.steps:
-        raise ValueError(
-            f"Trainer: the checkpoint folder {job.checkpoint} holds step {step}, but this run ends "
-            f"at step {job.steps}; choose another folder, or more steps"
-        )
-    like = functions.whole(state)
-    if "compression" in like:
-        errors = {
-            n: tl.zeros((workers, *e.shape[1:]), dtype=e.dtype)
-            for n, e in like["compression"]["errors"].items()
-        }
-        like["compression"] = {**like["compression"], "errors": errors}
-    kept = validation.like(step // job.steps_per_epoch) if validation is not None else None
-    tree = _checkpoint_of(like, [0.0] * step, kept)
-    if worker.rank == root:
-        assert folder is not None
-        saved_order, order = folder.metadata(step), order_of(job)
-        changed = [k for k in order if saved_order.get(k) != order[k]]
-        if changed:
-            differences = ", ".join(f"{k}={saved_order.get(k)} (now {order[k]})" for k in changed)
-            raise ValueError(
-                f"Trainer: the checkpoint folder {job.checkpoint} holds a run with {differences}; "
-                "rows would be repeated or left out. Choose another folder, or the old values"
-            )
-        tree = folder.load(step, like=tree)
-    tree = broadcast(tree, root=root)
-    if validation is not None:
-        validation.restore(tree["validation"])
-    return step, functions.own(tree["state"]), np.asarray(tree["losses"]).tolist()

@@ -124,6 +124,10 @@ class Laboratory:
         """Pull the plug of the host of this number, or put it back."""
         self._network.cut(host, off)
 
+    def part(self, one: int, other: int) -> None:
+        """Let two hosts no longer reach each other, for as long as the laboratory stands."""
+        self._network.part(one, other)
+
     def throttle(self, on: bool) -> None:
         """Hold the hosts to their share, or let them run as they can, to start quickly."""
         for host in self.hosts:

@@ -79,6 +79,13 @@ class Network:
         way = ("nomaster",) if off else ("master", "bridge")
         _in(WIRE, "ip", "link", "set", f"port{host}", *way)
 
+    def part(self, one: int, other: int) -> None:
+        """Let two hosts send what they have for each other to an address that nobody has; all
+        others still reach both."""
+        for host, lost in ((one, other), (other, one)):
+            nobody = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+            _in(name_of(host), "ip", "neighbour", "replace", address_of(lost), *nobody)
+
     def _build(self) -> None:
         run("ip", "netns", "add", WIRE)
         _in(WIRE, "ip", "link", "set", "lo", "up")

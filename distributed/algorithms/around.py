@@ -27,7 +27,7 @@ import numpy as np
 
 from ..agreement import HEADER, Signature, require_same, text_length
 from ..reduction import Array, Reduction
-from ..transport import Transport
+from ..transport import Patience, Transport
 from .cutting import as_bytes, chunks_of, is_small, segments
 
 AHEAD = 4  # segments of a rank's first chunk that are on their way before the first one arrives
@@ -80,7 +80,7 @@ class Around:
         position: this rank's position there.
         host: this rank's host, for error messages.
         transport: to the next member and from the previous one.
-        idle_seconds: how long nothing may arrive.
+        patience: how long nothing may arrive.
         total: number of ranks that a mean is taken over, with those behind the members.
     """
 
@@ -90,7 +90,7 @@ class Around:
         position: int,
         host: str,
         transport: Transport,
-        idle_seconds: float,
+        patience: Patience,
         total: int,
     ):
         self.size = len(members)
@@ -98,7 +98,7 @@ class Around:
         self._members = members
         self._host = host
         self._transport = transport
-        self._idle_seconds = idle_seconds
+        self._patience = patience
         self._total = total
         self._calls = 0
         self._scratch: Array = np.empty(0, np.uint8)
@@ -240,7 +240,7 @@ class Around:
 
     def _run(self, sig: Signature, program: Program) -> None:
         sends: Sends = deque()
-        self._transport.exchange(sends, self._checked(sig, program, sends), self._idle_seconds)
+        self._transport.exchange(sends, self._checked(sig, program, sends), self._patience.seconds)
 
     def _checked(self, sig: Signature, program: Program, sends: Sends) -> Iterator[memoryview]:
         """The program, once the header of the previous rank has shown that it is about to run the

@@ -3,6 +3,7 @@ below."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
@@ -21,8 +22,20 @@ class ConnectionLost(TransportError):
     """The connection ended."""
 
 
+class Unreachable(TransportError):
+    """The network has not carried anything to the peer, or from it, for seconds."""
+
+
 class Stalled(TransportError):
     """Nothing moved for as long as the deadline allows."""
+
+
+@dataclasses.dataclass
+class Patience:
+    """How many seconds a collective waits for another rank while nothing moves. All that waits in
+    one process shares it, and it may change between two collectives."""
+
+    seconds: float
 
 
 class Transport(Protocol):
@@ -41,7 +54,7 @@ class Transport(Protocol):
             idle_seconds: how long nothing may move in the direction that is waited for.
 
         Raises:
-            ConnectionLost, Stalled: the streams cannot be used any more.
+            ConnectionLost, Unreachable, Stalled: the streams cannot be used any more.
         """
 
     def interrupt(self) -> None:

@@ -32,7 +32,7 @@ from tensorlite import futex
 
 from ..agreement import HEADER, MAX_TEXT
 from ..reduction import Array
-from . import ConnectionLost, Stalled
+from . import ConnectionLost, Patience, Stalled
 
 TOKEN_BYTES = 16
 SMALL_ROOM = 32 * 1024  # for an array that is left whole
@@ -149,18 +149,18 @@ class Board:
         ranks: the numbers of the ranks in the world, for errors.
         position: this rank's position.
         memories: all segments.
-        idle_seconds: how long to wait for another rank.
+        patience: how long to wait for another rank.
     """
 
     def __init__(
-        self, ranks: Sequence[int], position: int, memories: Sequence[Array], idle_seconds: float
+        self, ranks: Sequence[int], position: int, memories: Sequence[Array], patience: Patience
     ):
         self.ranks = tuple(ranks)
         self.position = position
         self.size = len(ranks)
         self.posts = 0
         self.piece_bytes = LARGE_ROOM // self.size // futex.LINE * futex.LINE
-        self._idle_seconds = idle_seconds
+        self._patience = patience
         self._memories = list(memories)
         self._typed: dict[np.dtype[Any], list[list[Array]]] = {}
         self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
@@ -243,7 +243,8 @@ class Board:
         return [memory[start : start + nbytes] for memory in self._memories]
 
     def _wait_longer(self, target: int, which: int | None, seen: tuple[int, int]) -> None:
-        deadline = time.monotonic() + self._idle_seconds
+        seconds = self._patience.seconds
+        deadline = time.monotonic() + seconds
         last: tuple[int, int] | None = seen
         while last is not None:
             number, what = last
@@ -253,8 +254,7 @@ class Board:
             if what == futex.STOPPED:
                 raise ConnectionLost(peer, "the wait for it was interrupted")
             if time.monotonic() > deadline:
-                reason = f"nothing arrived from it for {self._idle_seconds:g} s"
-                raise Stalled(peer, reason)
+                raise Stalled(peer, f"nothing arrived from it for {seconds:g} s")
             last = self._waiter.wait(target, which)
 
 

@@ -7,13 +7,14 @@ one and receiving the next."""
 
 from __future__ import annotations
 
+import errno
 import select
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
 from ..streams import Stream
-from . import ConnectionLost, Stalled
+from . import ConnectionLost, Stalled, TransportError, Unreachable
 
 _PIECES = (
     8  # buffers handed to the kernel in one call, so that a header and a small body go out together
@@ -21,6 +22,9 @@ _PIECES = (
 _AT_ONCE = (
     128 * 1024
 )  # bytes that are worth a wake-up; less than what the kernel holds for a socket
+
+
+_UNREACHABLE = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class TcpTransport:
@@ -67,7 +71,7 @@ class TcpTransport:
         try:
             count = self._outgoing.send(islice(sends, _PIECES))
         except OSError as error:
-            raise ConnectionLost(self._next, str(error)) from None
+            raise _broken(self._next, error) from None
         if count == 0:
             return False
         while sends and count >= len(sends[0]):
@@ -80,7 +84,7 @@ class TcpTransport:
         try:
             return self._incoming.receive(wanted)
         except OSError as error:
-            raise ConnectionLost(self._previous, str(error)) from None
+            raise _broken(self._previous, error) from None
 
     def _wait(self, sending: bool, wanted: int, idle_seconds: float) -> None:
         poll = select.poll()
@@ -104,7 +108,13 @@ class TcpTransport:
         try:
             self._incoming.expect(count)
         except OSError as error:
-            raise ConnectionLost(self._previous, str(error)) from None
+            raise _broken(self._previous, error) from None
+
+
+def _broken(peer: int, error: OSError) -> TransportError:
+    """What is wrong with the connection to `peer`: it was closed, or leads nowhere."""
+    kind = Unreachable if error.errno in _UNREACHABLE else ConnectionLost
+    return kind(peer, str(error))
 
 
 def _advance(program: Iterator[memoryview]) -> memoryview | None:

@@ -1,5 +1,6 @@
-"""Networks that fail: a host that is cut off while it trains, of which every rank says so within
-seconds and ends; and links that lose packets, which change no bit."""
+"""Networks that fail: a host that is cut off while it trains, or two that do not reach each other,
+of which every rank says so within seconds and ends; and links that lose packets, which change no
+bit."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ with Laboratory(3, 0.4) as laboratory:
     laboratory.links(1e9)
     with contextlib.closing(World(laboratory.hosts, 96)) as world:
         listen([world], [world], 3, 240)
-        laboratory.cut({victim})
+        laboratory.{fault}
         began = time.monotonic()
         with contextlib.suppress(LabError):
             listen([world], [world], 10**6, 60)  # until a rank has ended
@@ -91,8 +92,17 @@ def test_links_that_lose_packets() -> None:
     assert len(found["losses"][0]) == 12 and found["losses"][0] == found["losses"][1]
 
 
+def test_two_hosts_that_do_not_reach_each_other() -> None:
+    """Rank 0 reaches both, so no sign of life is missing."""
+    found = told_by(CUT.format(fault="part(1, 2)"))
+    said = [line for line in found["said"].splitlines() if "cannot reach it any more" in line]
+    assert len(said) >= 3, found["said"]
+    assert all("rank 1 (host 10.99.0.11) was lost: rank 2" in line for line in said), said
+    assert found["seconds"] < 20
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_host_that_is_cut_off(victim: int) -> None:
-    found = told_by(CUT.format(victim=victim))
+    found = told_by(CUT.format(fault=f"cut({victim})"))
     said = [line for line in found["said"].splitlines() if "no sign of life" in line]
     assert len(said) >= 3, found["said"]

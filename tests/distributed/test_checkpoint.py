@@ -188,8 +188,13 @@ def test_a_run_goes_on_from_the_last_one_that_is_whole(tmp_path: pathlib.Path) -
     train(2, job(dataset(), 6, **options), model)
     torn = file_of(tmp_path, 6)
     torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.warns(RuntimeWarning, match="an older one is used"):
-        resumed = train(2, job(dataset(), 9, **options), model)[0]
+    told: list[str] = []
+
+    def report(record: dict[str, Any], last: bool = False) -> None:
+        told.extend([record["warning"]] if "warning" in record else [])
+
+    resumed = train(2, job(dataset(), 9, **options), model, report)[0]
+    assert len(told) == 1 and "step 6" in told[0] and "an older one is used" in told[0]
     assert resumed.losses == undisturbed.losses
     for a, b in zip(leaves(resumed), leaves(undisturbed), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -211,12 +216,12 @@ def test_the_rank_that_sees_the_newest_brings_it(
     model, options = Classifier(random.key(0)), {"checkpoint": str(tmp_path)}
     undisturbed = train(2, job(dataset(), 8), model)[0]
     train(2, job(dataset(), 4, **options), model)
-    plain = CheckpointFolder.newest
+    plain = CheckpointFolder.steps
 
-    def newest(folder: CheckpointFolder) -> int | None:
-        return plain(folder) if dist.current_worker().rank == 1 else None
+    def steps(folder: CheckpointFolder) -> list[int]:
+        return plain(folder) if dist.current_worker().rank == 1 else []
 
-    monkeypatch.setattr(CheckpointFolder, "newest", newest)
+    monkeypatch.setattr(CheckpointFolder, "steps", steps)
     resumed = train(2, job(dataset(), 8, **options), model)[0]
     assert resumed.losses == undisturbed.losses
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tensorlite as tl
 import tensorlite.distributed as dist
 from tensorlite import optim, random
 from tensorlite.data import ArrayDataset
@@ -143,6 +145,30 @@ def test_ranks_that_drift_apart_are_caught(tmp_path: Any) -> None:
     assert CheckpointFolder(str(tmp_path)).steps() == [2]
 
 
+def test_drift_is_looked_for_where_nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorlite.distributed import training
+
+    looked: list[int] = []
+    monkeypatch.setattr(training, "DRIFT_STEPS", 3)
+    monkeypatch.setattr(training, "check_drift", lambda worker, model, step: looked.append(step))
+    train(1, job(dataset(), 8), Classifier(random.key(0)))
+    assert looked == [3, 6, 8]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8", "bool"])
+def test_a_fingerprint_changes_with_each_bit(dtype: str) -> None:
+    from tensorlite.distributed.checks import _fingerprint
+
+    array = np.asarray(tl.asarray(np.arange(23) % 2, dtype=dtype))
+    own = _fingerprint(array)
+    for byte in range(array.nbytes):
+        other = array.copy()
+        other.view(np.uint8)[byte] ^= 64
+        assert (_fingerprint(other) != own).any()
+    assert (_fingerprint(np.asarray(array[0])) == _fingerprint(array[:1])).all()
+    assert (_fingerprint(array[:0]) == 0).all()
+
+
 # ---- numbers that are none -----------------------------------------------------------------------
 
 
@@ -221,6 +247,52 @@ def test_skipping_is_told(tmp_path: Any) -> None:
     with pytest.warns(RuntimeWarning, match="rows .* such updates are skipped"):
         result = running.fit(Classifier(random.key(0)), poisoned(0), steps=6)
     assert result.summary["skipped"] == 2
+
+
+def test_what_was_skipped_is_still_counted_when_a_run_goes_on(tmp_path: Any) -> None:
+    model, options = (
+        Classifier(random.key(0)),
+        {"on_nonfinite": "skip", "checkpoint": str(tmp_path)},
+    )
+    train(2, job(poisoned(5), 3, **options), model)
+    assert train(2, job(poisoned(5), 6, **options), model)[0].skipped == 2
+
+
+# ---- exceptions of the user's own ----------------------------------------------------------------
+
+
+def test_an_exception_names_step_and_rows() -> None:
+    def loss(model: Any, images: Any, labels: Any) -> Any:
+        raise KeyError("colour")
+
+    with pytest.raises(dist.WorkerError, match="KeyError: 'colour'") as caught:
+        train(2, job(dataset(), 3, loss=loss), Classifier(random.key(0)))
+    assert "This was at step 1 (epoch 0, rows " in str(caught.value)
+
+
+# ---- deadlines -----------------------------------------------------------------------------------
+
+
+def test_a_first_step_may_take_longer_than_others() -> None:
+    """Rank 1 is late at its first step, and too late at its third."""
+    from tensorlite.distributed import training
+
+    plain = training.Functions.step
+
+    def step(self: Any, state: Any, number: int, *rest: Any) -> Any:
+        if self._worker.rank == 1 and number == late:
+            time.sleep(1.5)
+        return plain(self, state, number, *rest)
+
+    # Two batches of 32 rows make an epoch: all steps have the same shapes.
+    the_job = job(dataset(rows=64), 4, batch_size=32, timeout=0.4, first_step_timeout=20.0)
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(training.Functions, "step", step)
+        late = 0
+        assert len(train(2, the_job, Classifier(random.key(0)))[0].losses) == 4
+        late = 2
+        with pytest.raises(dist.WorkerError, match=r"nothing arrived from it for 0\.4 s"):
+            train(2, the_job, Classifier(random.key(0)))
 
 
 def test_skipping_changes_nothing_where_all_is_well() -> None:

@@ -63,10 +63,10 @@ def silent(record, last=False):
     pass
 
 
-def train(num_workers, the_job, model, **options):
+def train(num_workers, the_job, model, report=silent, **options):
     """What each of `num_workers` workers ends with; `options` are those of `run_local`."""
     return dist.run_local(
-        lambda worker: training.train(worker, the_job, model, silent),
+        lambda worker: training.train(worker, the_job, model, report),
         num_workers=num_workers,
         **options,
     )
