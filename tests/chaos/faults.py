@@ -25,6 +25,7 @@ import tensorlite as tl
 import tensorlite.distributed as dist
 from tensorlite import nn, optim
 from tensorlite.data import ArrayDataset
+from tests.chaos.remains import Before, left_behind
 from tests.distributed.conftest import parent_of
 
 STEPS, EVERY, ROWS, FEATURES = 800, 50, 1000, 48
@@ -183,7 +184,7 @@ def strike(
     chance = random.Random(seed)
     rank, target = chance.randrange(2), chance.randrange(EVERY, STEPS - EVERY)
     outcome, struck = Outcome(fault), [0.0]
-    shared = set(os.listdir("/dev/shm"))
+    before = Before.now()
 
     def watch(record: dict[str, Any]) -> None:
         if not struck[0] and record["step"] >= target:
@@ -207,7 +208,7 @@ def strike(
         outcome.differences.append("the fault came too late")
     names = [entry.name for entry in (folder / "run").iterdir()]
     outcome.left = [f"{name} in the folder" for name in names if not name.startswith("step-")]
-    outcome.left += [f"/dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - shared]
+    outcome.left += left_behind(before)
     return outcome
 
 
