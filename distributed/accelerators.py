@@ -2,12 +2,14 @@
 
 Spark hands a task addresses of a resource (`spark.task.resource.gpu.amount`, or any other name, or
 a `ResourceProfile`). An address is the number of an OpenCL device, as `tensorlite devices` counts
-them on the host, or a device's name. Tasks that share an address, as they do with fractional
-amounts, get equal parts of the device where it can be divided, and else share all of it.
+them on the host, or a device's name; cpu, cpu1, cpu2 and so on are all the processor, so that hosts
+without an accelerator can offer the same resource. Tasks that share an address, as they do with
+fractional amounts, get equal parts of the device where it can be divided, and else share all of it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import tensorlite as tl
@@ -50,11 +52,13 @@ def device_of(rank: int, given: Sequence[tuple[str, str]]) -> str:
 
 def _named(host: str, address: str) -> str:
     names = [str(device) for device in tl.devices()]
+    if re.fullmatch(r"cpu\d*", address):
+        return "cpu"
     wanted = address if ":" in address else f"opencl:{address}"
     if wanted not in names:
         raise DistributedError(
             f"Spark gave a worker on {host} the address {address!r} of a resource, and tensorlite "
-            f"finds {', '.join(names)} there; addresses are numbers of OpenCL devices, or their "
-            "names. `tensorlite devices` lists them; device='cpu' computes without"
+            f"finds {', '.join(names)} there; addresses are numbers of OpenCL devices, their "
+            "names, or cpu. `tensorlite devices` lists them; device='cpu' computes without"
         )
     return wanted

@@ -15,6 +15,7 @@ import numpy as np
 
 from tensorlite.data import permutation
 
+from .balance import Parts
 from .steps import Job, Share
 from .worker import Worker
 
@@ -35,8 +36,8 @@ class Batch:
     rows: np.ndarray
 
 
-def batches(job: Job, worker: Worker, start: int) -> Iterator[Batch]:
-    """The global batches from step `start` to the last."""
+def batches(job: Job, worker: Worker, parts: Parts, start: int) -> Iterator[Batch]:
+    """The global batches from step `start` to the last, of which this worker gets its part."""
     order, of_epoch = np.empty(0, np.int64), -1
     for step in range(start, job.steps):
         epoch, place = divmod(step, job.steps_per_epoch)
@@ -44,7 +45,7 @@ def batches(job: Job, worker: Worker, start: int) -> Iterator[Batch]:
             order, of_epoch = permutation(_own_rows(job, worker), job.seed, epoch), epoch
         if job.counts is None:
             rows = order[place * job.batch_size : (place + 1) * job.batch_size]
-            yield Batch(epoch, len(rows), _shares_of_all(worker, rows, job), rows)
+            yield Batch(epoch, len(rows), _shares_of_all(worker, rows, job, parts), rows)
         else:
             yield _own_part(job, worker, job.counts, order, epoch, place)
 
@@ -84,22 +85,21 @@ def _own_rows(job: Job, worker: Worker) -> int:
     return job.rows if job.counts is None else job.counts[worker.rank]
 
 
-def _shares_of_all(worker: Worker, rows: np.ndarray, job: Job) -> list[Share]:
-    """This worker's shards of the batch, in order: one, unless the job has a number of shards or
-    accumulates.
-
-    The batch is cut into shards of consecutive rows; their sizes differ by at most one.
-    """
+def _shares_of_all(worker: Worker, rows: np.ndarray, job: Job, parts: Parts) -> list[Share]:
+    """This worker's shares of the batch, in order: one, unless the job has a number of shards or
+    accumulates."""
     if job.shards is not None:
-        count = job.shards
-        each = count // worker.size  # both are powers of two
+        each = job.shards // worker.size  # both are powers of two
         mine = range(worker.rank * each, (worker.rank + 1) * each)
-    else:
-        # What the workers compute at a time are neighbours: together they are a part of the
-        # batch, with a row at least, that does not depend on the number of workers.
-        count = worker.size * min(job.accumulate, len(rows))
-        mine = range(worker.rank, count, worker.size)
-    return [_shard(rows, number, count, len(rows)) for number in mine]
+        return [_shard(rows, number, job.shards, len(rows)) for number in mine]
+    # What is computed at a time are neighbours: the workers' parts together do not depend on how
+    # many they are.
+    shares, count = [], min(job.accumulate, len(rows))
+    for number in range(count):
+        begin, end = len(rows) * number // count, len(rows) * (number + 1) // count
+        first, last = parts.bounds(end - begin)
+        shares.append(_share(rows[begin:end], first, last, len(rows), begin))
+    return shares
 
 
 def _own_part(
@@ -125,6 +125,14 @@ def _shard(
 ) -> Share:
     """Part `number` of `count` of rows whose first has the place `first` in a batch of `size`."""
     begin, end = len(rows) * number // count, len(rows) * (number + 1) // count
+    return _share(rows, begin, end, size, first, base)
+
+
+def _share(
+    rows: np.ndarray, begin: int, end: int, size: int, first: int = 0, base: int = 0
+) -> Share:
+    """The rows from `begin` to `end` of some whose first has the place `first` in a batch of
+    `size`."""
     if end == begin:  # no row is left for it: compute one of weight 0, since a mean needs a row
         return Share(rows[:1], 0, 0.0, base)
     return Share(rows[begin:end], first + begin, (end - begin) / size, base)

@@ -50,6 +50,17 @@ def check_compression(compression: Any, shards: int | None) -> None:
         )
 
 
+def check_balance(balance: Any, shards: int | None) -> None:
+    """A yes or no, and no shards."""
+    if not isinstance(balance, bool):
+        raise TypeError(f"Trainer: balance is True or False, got {balance!r}")
+    if balance and shards is not None:
+        raise ValueError(
+            f"Trainer: balance=True cuts batches by speed, and shards={shards} cuts them always "
+            "alike; leave one of them out"
+        )
+
+
 def check_accumulate(accumulate: int, shards: int | None, batch_size: int, workers: int) -> None:
     """So many parts, with a row for each worker in each."""
     if shards is not None:

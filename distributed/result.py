@@ -27,8 +27,8 @@ class TrainingResult:
             stopped: why it ended before its last step, "stop()", "time limit", "SIGTERM" or "no
             improvement"; else "". skipped: updates that were not made, with on_nonfinite="skip".
             skipped_rows: rows of a DataFrame that were left out, with on_invalid="skip".
-            ranks: for each worker rank, host, and the seconds of its timed steps spent on input,
-            compute and communication.
+            ranks: for each worker rank, host, and of its timed steps the seconds spent on input,
+            compute and communication, their number, and its own_rows.
             Rates leave out the first step of each batch size, which is traced and compiled.
     """
 

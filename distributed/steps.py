@@ -68,6 +68,7 @@ class Job:
     skipped_rows: int = 0
     timeout: float = 300.0
     first_step_timeout: float = 1800.0
+    balance: bool = False
 
     @property
     def rows(self) -> int:

@@ -26,6 +26,7 @@ from .local import local_worker
 from .monitor import Monitor, MonitorAddress, Record
 from .options import (
     check_accumulate,
+    check_balance,
     check_compression,
     check_count,
     check_seconds,
@@ -105,6 +106,10 @@ class Trainer:
             sent and the parameters updated, so that the result does not change, up to rounding,
             but that batch norm takes its statistics over a part. Not with `shards`, which are
             computed one after the other anyway.
+        balance: give faster workers larger parts of each batch, in proportion to the speed that is
+            measured while they train, so that accelerators and processors can train together. The
+            result is the same up to rounding, which then differs from run to run. Not with
+            `shards`, and not on a DataFrame, of which each worker has its own rows.
         seed: of the order of rows, the augmentation and the loss's keys.
         max_restarts: a training that loses a worker (its process, its host or the network to it) is
             started again by itself, from the newest checkpoint, and without a checkpoint from the
@@ -154,6 +159,7 @@ class Trainer:
         compression: str | PowerSGD | None = None,
         shard_optimizer: bool = False,
         accumulate: int = 1,
+        balance: bool = False,
         seed: int = 0,
         max_restarts: int = 3,
         on_nonfinite: str = "stop",
@@ -207,6 +213,7 @@ class Trainer:
         if not isinstance(shard_optimizer, bool):
             raise TypeError(f"Trainer: shard_optimizer is True or False, got {shard_optimizer!r}")
         check_count("accumulate", accumulate, 1)
+        check_balance(balance, shards)
         if accumulate > 1:
             check_accumulate(accumulate, shards, batch_size, max(num_workers, 1))
         if num_workers > batch_size:
@@ -229,6 +236,7 @@ class Trainer:
         self.compression = compression
         self.shard_optimizer = shard_optimizer
         self.accumulate = accumulate
+        self.balance = balance
         self.seed = seed
         self.max_restarts = max_restarts
         self.on_nonfinite, self.time_limit = on_nonfinite, time_limit
@@ -309,6 +317,11 @@ class Trainer:
                 f"Trainer.fit: shards={self.shards} needs data that all workers have, and of a "
                 "DataFrame each has its own rows; leave shards out, or pass an ArrayDataset"
             )
+        if self.balance:
+            raise ValueError(
+                "Trainer.fit: balance=True cuts batches of rows that all workers have, and of a "
+                "DataFrame each has its own; leave balance out, or pass an ArrayDataset"
+            )
         if validation is not None:
             raise ValueError(
                 "Trainer.fit: of a DataFrame, the rows to validate on are marked by a column: "
@@ -356,6 +369,7 @@ class Trainer:
             bucket_bytes=self.bucket_bytes,
             compression=self.compression,
             accumulate=self.accumulate,
+            balance=self.balance,
             shard_optimizer=self.shard_optimizer,
             on_nonfinite=self.on_nonfinite,
             time_limit=self.time_limit,

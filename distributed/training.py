@@ -20,6 +20,7 @@ import tensorlite as tl
 from tensorlite import communication
 
 from . import saving
+from .balance import Parts, Spent
 from .batches import Batch, batches, gathered
 from .checks import DRIFT_STEPS, check_agreement, check_drift, check_sound
 from .collectives import all_gather
@@ -47,6 +48,7 @@ class Timing:
     communication: float = 0.0
     hidden: float = 0.0
     rows: int = 0
+    own_rows: int = 0  # this worker's part of them
     steps: int = 0
 
     @property
@@ -200,8 +202,9 @@ def _loop(run: Run, start: Start) -> Progress:
     timing = Timing()
     shapes_seen: set[tuple[int, ...]] = set()
     stopped = ""
+    parts = Parts(worker, job.balance)
     began = time.perf_counter()
-    for batch, rows in gathered(job, batches(job, worker, start=step)):
+    for batch, rows in gathered(job, batches(job, worker, parts, start=step)):
         shapes = tuple(len(share.rows) for share in batch.shares)
         worker.ring.timeout = job.timeout if shapes in shapes_seen else job.first_step_timeout
         epoch, before = batch.epoch, communication.spent()
@@ -232,8 +235,10 @@ def _loop(run: Run, start: Start) -> Progress:
             timing.communication += exposed
             timing.hidden += after.hidden - before.hidden
             timing.rows += batch.size
+            timing.own_rows += sum(shapes)
             timing.steps += 1
         shapes_seen.add(shapes)
+        parts.after_step(Spent(timing.own_rows, timing.input + timing.compute))
         found: dict[str, Any] = {}
         if validation is not None and step % job.steps_per_epoch == 0:
             worker.ring.timeout = job.first_step_timeout  # it may have to compile
@@ -324,7 +329,7 @@ def _shown(batch: Batch) -> str:
 
 def _of_ranks(worker: Worker, timing: Timing) -> list[dict[str, Any]]:
     """Where the time of each worker went; every worker must ask."""
-    names = ("input", "compute", "communication", "steps")
+    names = ("input", "compute", "communication", "steps", "own_rows")
     own = np.asarray([getattr(timing, name) for name in names], np.float64)
     everyone = np.asarray(all_gather(tl.asarray(own))).tolist()
     return [

@@ -25,6 +25,7 @@ def test_the_address_that_counts():
 
 def test_no_resource_is_the_cpu_and_an_unknown_address_an_error():
     assert device_of(1, [("a", "0"), ("a", "")]) == "cpu"
+    assert [device_of(rank, [("a", "cpu"), ("a", "cpu1")]) for rank in (0, 1)] == ["cpu", "cpu"]
     with pytest.raises(dist.DistributedError, match=r"on a the address '77'.*finds cpu"):
         device_of(0, [("a", "77")])
 
@@ -43,26 +44,58 @@ def test_tasks_that_share_a_device_get_its_parts(monkeypatch):
     assert device_of(2, given) == "opencl:0"
 
 
-@has_opencl
-@pytest.mark.spark
-@pytest.mark.xdist_group("spark")
-def test_tasks_compute_on_what_spark_gives_them(tmp_path):
+def offering(script, tmp_path):
+    """Settings of a cluster whose hosts find what they have with a script."""
     found = tmp_path / "found.sh"
-    found.write_text(f"#!/bin/sh\necho '{json.dumps({'name': 'accel', 'addresses': ['0']})}'\n")
+    found.write_text("#!/bin/sh\n" + script)
     found.chmod(0o755)
-    settings = {
+    return {
         "spark.worker.resource.accel.amount": "1",
         "spark.worker.resource.accel.discoveryScript": str(found),
         "spark.executor.resource.accel.amount": "1",
         "spark.task.resource.accel.amount": "1",
     }
 
-    def loss(model, x, y):
+
+def addresses(*names):
+    return json.dumps({"name": "accel", "addresses": names})
+
+
+def points():
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    return ArrayDataset(x, x @ np.asarray([1, 2], np.float32))
+
+
+def trainer(**options):
+    def loss(model, x, y):  # a function of a module would have to be imported by the workers
         return tl.mean((x @ model["w"] - y) ** 2)
 
-    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
-    data = ArrayDataset(x, x @ np.asarray([1, 2], np.float32))
-    with spark_local_cluster(workers=2, **settings):
+    return dist.Trainer(
+        loss=loss, optimizer=optim.sgd(0.1), batch_size=16, progress=False, **options
+    )
+
+
+@has_opencl
+@pytest.mark.spark
+@pytest.mark.xdist_group("spark")
+def test_a_mixed_cluster_trains_like_one_process(tmp_path):
+    """One host offers a device of OpenCL, the other one its processor."""
+    first = f"if mkdir {tmp_path}/first 2>/dev/null\n"
+    script = f"then echo '{addresses('0')}'\nelse echo '{addresses('cpu')}'\nfi\n"
+    with spark_local_cluster(workers=2, **offering(first + script, tmp_path)):
+        devices = dist.launch(lambda worker: str(tl.zeros(1).device), num_workers=2)
+        result = trainer(num_workers=2, balance=True).fit({"w": tl.zeros(2)}, points(), epochs=5)
+    assert sorted(devices) == ["cpu", "opencl:0"]
+    alone = trainer(num_workers=0, device="cpu").fit({"w": tl.zeros(2)}, points(), epochs=5)
+    np.testing.assert_allclose(result.history["loss"], alone.history["loss"], rtol=1e-4)
+
+
+@has_opencl
+@pytest.mark.spark
+@pytest.mark.xdist_group("spark")
+def test_tasks_compute_on_what_spark_gives_them(tmp_path):
+    script = f"echo '{addresses('0')}'\n"
+    with spark_local_cluster(workers=2, **offering(script, tmp_path)):
         places = dist.launch(
             lambda worker: (worker.device, str(tl.zeros(1).device), dict(worker.resources)),
             num_workers=2,
@@ -70,9 +103,6 @@ def test_tasks_compute_on_what_spark_gives_them(tmp_path):
         assert places == [
             (f"opencl:0/2:{rank}", f"opencl:0/2:{rank}", {"accel": ("0",)}) for rank in (0, 1)
         ]
-        trainer = dist.Trainer(
-            loss=loss, optimizer=optim.sgd(0.1), batch_size=16, num_workers=2, progress=False
-        )
-        result = trainer.fit({"w": tl.zeros(2)}, data, epochs=20)
+        result = trainer(num_workers=2).fit({"w": tl.zeros(2)}, points(), epochs=20)
     np.testing.assert_allclose(np.asarray(result.model["w"]), [1, 2], atol=0.01)
     assert result.model["w"].device == "cpu"

@@ -10,6 +10,7 @@ import tensorlite as tl
 import tensorlite.distributed as dist
 from tensorlite import optim
 from tensorlite.distributed import columns, spool
+from tensorlite.distributed.balance import Parts
 from tensorlite.distributed.batches import batches
 from tensorlite.distributed.dataframes import DataFrameError, FrameDataset, Reading
 from tensorlite.distributed.steps import Job
@@ -137,7 +138,7 @@ def test_each_row_once_in_an_epoch_and_weights_of_one(counts, accumulate):
         epochs = 2
         job = type(job)(**{**vars(job), "steps": epochs * job.steps_per_epoch})
         worker = dist.Worker(rank, len(counts), "cpu", "", ("",) * len(counts), None)
-        for step, batch in enumerate(batches(job, worker, 0)):
+        for step, batch in enumerate(batches(job, worker, Parts(worker, False), 0)):
             for share in batch.shares:
                 weights[step] = weights.get(step, 0.0) + share.weight
                 if share.weight:

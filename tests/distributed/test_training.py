@@ -12,6 +12,7 @@ from examples.cifar10 import loss_fn as tutorial_loss
 from tensorlite import nn, optim, random
 from tensorlite.data import ArrayDataset
 from tensorlite.distributed import training
+from tensorlite.distributed.balance import Parts
 from tensorlite.distributed.batches import batches
 from tensorlite.distributed.ring import Ring
 from tensorlite.distributed.steps import Job
@@ -380,7 +381,7 @@ def test_drop_last_leaves_out_the_smaller_batch():
     the_job = job(dataset(rows=37), 4, drop_last=True)
     assert the_job.steps_per_epoch == 2
     with dist.local_worker() as worker:
-        found = list(batches(the_job, worker, 0))
+        found = list(batches(the_job, worker, Parts(worker, False), 0))
     assert [batch.epoch for batch in found] == [0, 0, 1, 1]
     assert {batch.size for batch in found} == {16}
 
@@ -462,4 +463,5 @@ def test_job_fields_are_all_used_by_the_trainer():
     options = set(inspect.signature(dist.Trainer).parameters)
     given_to_fit = {"arrays", "steps", "epochs", "validation"}
     found_by_the_workers = {"counts", "validation_counts", "skipped_rows"}
-    assert names - options == given_to_fit | found_by_the_workers
+    of_launch = {"timeout"}
+    assert names - options == given_to_fit | found_by_the_workers | of_launch
