@@ -8,13 +8,14 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.installed-docs
 EXTRAS := spark,viz,demo,dev
 
 export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-opencl chaos lint lint-ruff lint-mypy wheel-check peers bench clean java force
+.PHONY: help demo test test-opencl chaos docs lint lint-ruff lint-mypy wheel-check peers bench clean java force
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' Makefile | awk -F '|' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -32,6 +33,9 @@ test-opencl: $(STAMP)  ## the OpenCL tests on PoCL, on Intel's runtime and under
 
 chaos: java $(STAMP)  ## kill, stop and tear in many trainings on a local Spark cluster (ARGS="--faults 200")
 	@$(BIN)/python -m tests.chaos.run $(ARGS)
+
+docs: $(DOCS)  ## build the documentation's site into build/docs (open build/docs/index.html)
+	@$(BIN)/sphinx-build -q -W --keep-going -j auto -d build/doctrees docs build/docs $(ARGS)
 
 lint: lint-ruff lint-mypy  ## ruff check, ruff format --check, mypy
 
@@ -61,6 +65,11 @@ java:
 
 $(STAMP): pyproject.toml
 	@.ci/venv.sh $(VENV) $(EXTRAS)
+	@touch $@
+
+# Only the site needs what makes it.
+$(DOCS): $(STAMP)
+	@.ci/venv.sh $(VENV) $(EXTRAS),docs
 	@touch $@
 
 # An environment made with another interpreter than the one asked for is made again.

@@ -51,6 +51,12 @@ def all_reduce(tree: Any, op: str = "sum", wire: str | None = None) -> Any:
         ValueError: there is no such op or wire.
         TypeError: a leaf's dtype does not go with `op` or `wire`.
         MismatchError, PeerError, DeadlineError: see the top of this file.
+
+    Example:
+        >>> def main(worker):
+        ...     return dist.all_reduce({"a": tl.ones(2) * worker.rank}, op="mean")
+        >>> print(dist.run_local(main, num_workers=2)[0]["a"])
+        [0.5 0.5]
     """
     if _is_traced(tree):
         return _traced(tree, "all_reduce", lambda x: collective.all_reduce(x, op, wire), op, wire)
@@ -78,6 +84,14 @@ def reduce_scatter(tree: Any, op: str = "sum") -> Any:
     Raises:
         ValueError: a leaf cannot be cut into equal parts.
         TypeError, MismatchError, PeerError, DeadlineError: as in `all_reduce`.
+
+    Example:
+        >>> def main(worker):
+        ...     return dist.reduce_scatter(tl.arange(4))
+        >>> for part in dist.run_local(main, num_workers=2):
+        ...     print(part)
+        [0 2]
+        [4 6]
     """
     if _is_traced(tree):
         return _traced(tree, "reduce_scatter", lambda x: collective.reduce_scatter(x, op), op)
@@ -115,6 +129,12 @@ def all_gather(tree: Any, *, tiled: bool = False) -> Any:
     Raises:
         ValueError: `tiled`, and a leaf is a scalar.
         MismatchError, PeerError, DeadlineError: as in `all_reduce`.
+
+    Example:
+        >>> def main(worker):
+        ...     return dist.all_gather(tl.asarray(worker.rank))
+        >>> print(dist.run_local(main, num_workers=3)[0])
+        [0 1 2]
     """
     if _is_traced(tree):
         return _traced(tree, "all_gather", _joined if tiled else collective.all_gather)
@@ -141,6 +161,12 @@ def broadcast(tree: Any, root: int = 0) -> Any:
     Raises:
         ValueError: there is no such rank.
         MismatchError, PeerError, DeadlineError: as in `all_reduce`.
+
+    Example:
+        >>> def main(worker):
+        ...     return int(dist.broadcast(tl.asarray(worker.rank), root=2))
+        >>> dist.run_local(main, num_workers=3)
+        [2, 2, 2]
     """
     if _is_traced(tree):
         if not 0 <= root < current_worker().size:

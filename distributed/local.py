@@ -31,9 +31,10 @@ LAST_CALL_SECONDS = 1.0  # for the rest, once a worker has waited in vain for th
 def local_worker(device: str = "cpu") -> Iterator[Worker]:
     """A world of one: within the block, collectives work and return what a single worker gets.
 
-    >>> with local_worker() as worker:
-    ...     worker.rank, worker.size
-    (0, 1)
+    Example:
+        >>> with dist.local_worker() as worker:
+        ...     worker.rank, worker.size
+        (0, 1)
     """
     with entered(Worker(0, 1, device, LOOPBACK, (LOOPBACK,), Ring(0, (LOOPBACK,)))) as worker:
         yield worker
@@ -69,6 +70,12 @@ def run_local(
     Raises:
         WorkerError: a worker failed; names it and has its traceback.
         TypeError, ValueError: an argument makes no sense.
+
+    Example:
+        >>> def main(worker, scale):
+        ...     return float(dist.all_reduce(tl.asarray(scale * worker.rank)))
+        >>> dist.run_local(main, args=(10.0,), num_workers=3)
+        [30.0, 30.0, 30.0]
     """
     check_call("run_local", main, args, num_workers, timeout, port_range)
     options = Options(

@@ -30,6 +30,11 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     Raises:
         TypeError: `f` is no function.
         ValueError: a cotangent is unlike the value.
+
+    Example:
+        >>> value, pullback = tl.vjp(lambda x, y: x * y, 3.0, 4.0)
+        >>> print(value, pullback(1.0))
+        12.0 (Tensor(4., dtype=float32, device=cpu), Tensor(3., dtype=float32, device=cpu))
     """
     check_callables("vjp: takes a function and the point, as in vjp(f, x)", f)
     primals = tree.map(asarray, primals)
@@ -147,6 +152,14 @@ def value_and_grad(
     Raises:
         TypeError: `f` is no function, a leaf to differentiate is not floating-point, or the value
             is not a scalar.
+
+    Example:
+        >>> def loss(w, x, y):
+        ...     return tl.mean((x @ w - y) ** 2)
+        >>> x, y = tl.asarray([[1.0, 2.0], [3.0, 4.0]]), tl.asarray([1.0, 0.0])
+        >>> value, gradient = tl.value_and_grad(loss)(tl.zeros(2), x, y)
+        >>> print(value, gradient)
+        0.5 [-1. -2.]
     """
     check_function("value_and_grad", f)
     positions = as_positions("grad", "argnums", argnums)
@@ -189,7 +202,17 @@ def _not_float(what: str, leaf: Tensor, path: str, positions: Sequence[int]) -> 
 
 def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """A function that gives the gradient of `f` (with `has_aux`, the pair `(gradient, aux)`). See
-    `value_and_grad`."""
+    `value_and_grad`.
+
+    Example:
+        >>> square = lambda x: x * x
+        >>> print(tl.grad(square)(3.0), tl.grad(tl.grad(square))(3.0))
+        6.0 2.0
+        >>> params = {"w": tl.asarray([1.0, 2.0]), "b": tl.asarray(0.5)}
+        >>> gradients = tl.grad(lambda p: tl.sum(p["w"] ** 2) + 3 * p["b"])(params)
+        >>> print(gradients["w"], gradients["b"])
+        [2. 4.] 3.0
+    """
     check_function("grad", f)
     both = value_and_grad(f, argnums, has_aux)
 
@@ -211,6 +234,11 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     Raises:
         TypeError: `f` is no function, or primals or tangents are no sequence.
         ValueError: primals and tangents differ in structure, shapes or dtypes.
+
+    Example:
+        >>> value, derivative = tl.jvp(lambda x: x**3, (2.0,), (1.0,))
+        >>> print(value, derivative)
+        8.0 12.0
     """
     check_callables("jvp: takes a function, the point and a direction, as in jvp(f, (x,), (v,))", f)
     for arguments in (primals, tangents):

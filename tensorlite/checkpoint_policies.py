@@ -19,6 +19,8 @@ from .core import Aval, Primitive, Tensor, bind
 from .graph import Equation
 from .ops.creation import asarray
 
+__all__ = ["checkpoint_name", "save_everything", "save_matmuls", "save_names", "save_nothing"]
+
 Policy = Callable[[Equation], bool]
 
 # Products of matrices and convolutions cost the most to compute again.
@@ -49,7 +51,16 @@ def _(args: list[Tensor], batched: list[bool], *, name: str) -> Tensor:
 
 def checkpoint_name(x: Any, name: str) -> Any:
     """`x` (a pytree of tensors), under a name for `tl.checkpoint_policies.save_names`. It changes
-    nothing else."""
+    nothing else.
+
+    Example:
+        >>> def block(x):
+        ...     h = tl.checkpoint_name(tl.exp(x), "hidden")
+        ...     return tl.sum(h * h)
+        >>> keep_h = tl.checkpoint(block, policy=tl.checkpoint_policies.save_names("hidden"))
+        >>> print(tl.grad(keep_h)(tl.zeros(2)))
+        [2. 2.]
+    """
     if not isinstance(name, str):
         raise TypeError(f"checkpoint_name: the name is a string, got {type(name).__name__}")
     return tree.map(lambda leaf: bind(name_p, asarray(leaf), name=name), x)

@@ -101,6 +101,13 @@ def checkpoint(
 
     Raises:
         TypeError: `f` or the policy is no such function.
+
+    Example:
+        >>> @tl.checkpoint
+        ... def block(x):
+        ...     return tl.sum(tl.exp(x) ** 2)
+        >>> print(tl.grad(block)(tl.zeros(2)))
+        [2. 2.]
     """
     if f is None:
         return functools.partial(checkpoint, policy=policy)

@@ -45,6 +45,13 @@ def cond(
 
     Raises:
         TypeError: the predicate is no boolean scalar, a function is none, or the results differ.
+
+    Example:
+        >>> @tl.jit
+        ... def halve_or_triple(n):
+        ...     return tl.cond(n % 2 == 0, lambda n: n // 2, lambda n: 3 * n + 1, n)
+        >>> print(halve_or_triple(10), halve_or_triple(7))
+        5 22
     """
     rule = "cond: takes two functions of the arguments after them (tl.where chooses values)"
     check_callables(rule, true_function, false_function)
@@ -139,6 +146,15 @@ def while_loop(test: Callable[[Any], Any], step: Callable[[Any], Any], state: An
 
     Raises:
         TypeError: `test` gives no boolean scalar, or `step` changes structure, shapes or dtypes.
+
+    Example:
+        >>> @tl.jit
+        ... def root(a):  # Newton's iteration
+        ...     def test(x):
+        ...         return tl.abs(x * x - a) > 1e-4
+        ...     return tl.while_loop(test, lambda x: 0.5 * (x + a / x), a)
+        >>> print(round(float(root(16.0)), 4))
+        4.0
     """
     check_callables("while_loop: test and step are functions of the state", test, step)
     state = tree.map(asarray, state)

@@ -56,6 +56,17 @@ class Tensor:
     `data` is the device's own buffer (a NumPy array on the CPU); it has a `shape` and a `dtype`.
     Make tensors with `tl.asarray`; operators, indexing and methods such as `sum` or `reshape` are
     attached by `tensorlite.ops.methods`.
+
+    Example:
+        >>> x = tl.asarray([[1.0, 2.0], [3.0, 4.0]])
+        >>> x.shape, x.dtype, x.sum(axis=0)
+        ((2, 2), dtype('float32'), Tensor([4., 6.], dtype=float32, device=cpu))
+        >>> print(x.at[0].set(0.0))  # a copy; x stays as it is
+        [[0. 0.]
+         [3. 4.]]
+        >>> print(np.asarray(x) - x)
+        [[0. 0.]
+         [0. 0.]]
     """
 
     __slots__ = ("__weakref__", "data", "device")
@@ -180,6 +191,7 @@ class Tensor:
         return self._scalar("item()")
 
     def tolist(self) -> Any:
+        """The values as nested lists of Python numbers; a number for a 0-d tensor."""
         return self.numpy().tolist()
 
     def _scalar(self, what: str) -> Any:

@@ -39,6 +39,14 @@ class custom_vjp:
     Raises:
         TypeError: `f` is no function.
         ValueError: `f` has no parameter at one of `nondiff_argnums`.
+
+    Example:
+        >>> @tl.custom_vjp
+        ... def clip_gradient(x):
+        ...     return x
+        >>> clip_gradient.defvjp(lambda x: (x, None), lambda _, g: (tl.clip(g, -1.0, 1.0),))
+        >>> print(tl.grad(lambda x: 100 * clip_gradient(x))(2.0))
+        1.0
     """
 
     def __init__(self, f: Callable[..., Any], nondiff_argnums: int | Sequence[int] = ()):

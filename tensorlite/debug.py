@@ -13,12 +13,11 @@ from .core import Aval
 from .observe import Launch, Watcher, set_verbosity, unwatch, watch
 from .origin import here
 
+__all__ = ["debug_nans"]
+
 
 class debug_nans(contextlib.ContextDecorator, Watcher):
     """Stop at the first result that holds a NaN.
-
-        with tl.debug_nans():
-            step(model, batch)
 
     The `FloatingPointError` names the operation, the shapes, dtypes and ranges of its arguments and
     the line that asked for it, in eager mode, in derivatives (by the line of the forward operation)
@@ -29,6 +28,13 @@ class debug_nans(contextlib.ContextDecorator, Watcher):
 
     Args:
         infinities: stop at infinite results, too.
+
+    Example:
+        >>> with tl.debug_nans():
+        ...     tl.log(tl.asarray([1.0, -1.0]))
+        Traceback (most recent call last):
+            ...
+        FloatingPointError: debug_nans: log gave NaN in 1 of 2 values of its result ...
     """
 
     stepwise = True

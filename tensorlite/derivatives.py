@@ -28,6 +28,11 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
         A function of the same arguments. For a result of shape `s` and an argument of shape `t` it
         gives a tensor of shape `s + t`: a tree like the result whose leaves are trees like the
         argument (tuples of them if `argnums` is a sequence). With `has_aux`, a pair of it and aux.
+
+    Example:
+        >>> print(tl.jacrev(lambda x: tl.stack([x[0] * x[1], x[0] ** 2]))(tl.asarray([3.0, 4.0])))
+        [[4. 3.]
+         [6. 0.]]
     """
 
     check_function("jacrev", f)
@@ -53,7 +58,12 @@ def jacrev(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
 
 
 def jacfwd(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
-    """A function that gives the Jacobian of `f`, column by column in forward mode. See `jacrev`."""
+    """A function that gives the Jacobian of `f`, column by column in forward mode. See `jacrev`.
+
+    Example:
+        >>> print(tl.jacfwd(lambda t: tl.stack([t, t**2, t**3]))(2.0))
+        [ 1.  4. 12.]
+    """
 
     check_function("jacfwd", f)
     positions = as_positions("jacfwd", "argnums", argnums)
@@ -90,7 +100,13 @@ def jacfwd(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: boo
 
 def hessian(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """A function that gives the matrix of second derivatives of `f`: the Jacobian of its Jacobian,
-    forward over reverse. For a scalar result and an argument of shape `t`, shape `t + t`."""
+    forward over reverse. For a scalar result and an argument of shape `t`, shape `t + t`.
+
+    Example:
+        >>> print(tl.hessian(lambda x: x[0] ** 2 * x[1])(tl.asarray([3.0, 4.0])))
+        [[8. 6.]
+         [6. 0.]]
+    """
     check_function("hessian", f)
     return jacfwd(jacrev(f, argnums, has_aux), argnums, has_aux)
 
@@ -100,6 +116,11 @@ def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., 
 
     The forward computation runs once; each call of the linear function pushes tangents (of the
     structures, shapes and dtypes of `primals`) through what was recorded.
+
+    Example:
+        >>> value, derivative = tl.linearize(lambda x: x**2, 3.0)
+        >>> print(value, derivative(1.0), derivative(10.0))
+        9.0 6.0 60.0
     """
     value, pull = vjp(f, *primals)
     avals = [asarray(x).aval for x in tree.leaves(primals)]

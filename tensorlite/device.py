@@ -59,9 +59,11 @@ class Device:
         self.run = functools.partial(backend.run, self)
 
     def from_numpy(self, array: np.ndarray) -> Any:
+        """A buffer of this device with the values of `array`; see `Backend.from_numpy`."""
         return self.backend.from_numpy(array, self)
 
     def to_numpy(self, buffer: Any) -> np.ndarray:
+        """The values of a buffer of this device; waits until they are computed."""
         return self.backend.to_numpy(buffer)
 
     def __eq__(self, other: object) -> bool:

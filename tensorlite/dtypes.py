@@ -189,6 +189,10 @@ def result_type(*values: Any) -> DType:
 
     Raises:
         TypeError: nothing was given, or a dtype is not supported.
+
+    Example:
+        >>> tl.result_type(tl.float32, tl.int64), tl.result_type(tl.bfloat16, 1.0)
+        (dtype('float32'), dtype(bfloat16))
     """
     result: DType | None = None
     scalars: list[Any] = []

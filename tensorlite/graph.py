@@ -253,6 +253,18 @@ def make_graph(f: Callable[..., Any]) -> Callable[..., Graph]:
 
     Raises:
         TypeError: `f` is no function.
+
+    Example:
+        >>> def loss(w, x):
+        ...     return tl.sum(tl.tanh(x @ w))
+        >>> print(tl.make_graph(loss)(tl.zeros(2), tl.zeros((5, 2))))
+        loss(a: float32[2], b: float32[5,2]):
+          c: float32[2,1] = reshape[shape=(2, 1)] a
+          d: float32[5,1] = matmul b c
+          e: float32[5] = reshape[shape=(5,)] d
+          f: float32[5] = tanh e
+          g: float32[] = sum[axes=(0,)] f
+          return g
     """
     check_function("make_graph", f)
 

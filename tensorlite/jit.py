@@ -342,6 +342,15 @@ def jit(
         TracerError: `f` needs the value of a traced tensor, e.g. in a Python `if`.
         TypeError: `f` is no function, or an argument is neither a tensor nor static.
         ValueError: `f` has no such parameter, or one is both static and donated.
+
+    Example:
+        >>> @tl.jit
+        ... def step(w, x):
+        ...     return w - 0.5 * tl.grad(lambda w: tl.sum((w - x) ** 2))(w)
+        >>> print(step(tl.zeros(3), tl.asarray([1.0, 2.0, 3.0])))
+        [1. 2. 3.]
+        >>> print(step(tl.ones(3), tl.asarray([4.0, 5.0, 6.0])), step.cache_info())
+        [4. 5. 6.] CacheInfo(traces=1, hits=1)
     """
     if f is None:
         return functools.partial(

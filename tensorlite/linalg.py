@@ -139,6 +139,11 @@ def solve(x1: Tensor, x2: Tensor, /) -> Tensor:
 
     Raises:
         numpy.linalg.LinAlgError: a matrix is singular.
+
+    Example:
+        >>> a, b = tl.asarray([[2.0, 0.0], [0.0, 4.0]]), tl.asarray([1.0, 1.0])
+        >>> print(tl.linalg.solve(a, b))
+        [0.5  0.25]
     """
     x1, x2 = meet(_matrices("solve", x1), _floating(x2), "solve")
     vector = x2.ndim == 1

@@ -52,6 +52,12 @@ class precision:
     Raises:
         ValueError: there is no precision of that name.
         TypeError: a decorated generator or coroutine, which would run after the call is over.
+
+    Example:
+        >>> x = tl.ones((2, 2))
+        >>> with tl.precision("bf16"):
+        ...     print((x @ x).dtype)
+        bfloat16
     """
 
     def __init__(self, name: str):

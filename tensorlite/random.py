@@ -56,6 +56,10 @@ def key(seed: int) -> Tensor:
 
     Raises:
         TypeError: `seed` is not an integer.
+
+    Example:
+        >>> print(random.key(7))
+        [7 0 0 0]
     """
     number = as_integer("random.key: the seed is an integer", seed) % 2**64
     return asarray(np.array([number & 0xFFFFFFFF, number >> 32, 0, 0], np.uint32))
@@ -69,6 +73,12 @@ def split(key: Tensor, num: int = 2) -> Tensor:
     Raises:
         TypeError: `num` is not an integer.
         ValueError: `num` is less than 1.
+
+    Example:
+        >>> k1, k2 = random.split(random.key(0))
+        >>> keys = random.split(k1, 10)
+        >>> keys.shape
+        (10, 4)
     """
     key = _checked("split", key)
     count = as_integer("random.split: num is an integer of at least 1", num)
@@ -87,6 +97,13 @@ def fold_in(key: Tensor, data: Any) -> Tensor:
 
     Raises:
         TypeError: `data` is not an integer.
+
+    Example:
+        >>> key = random.key(0)
+        >>> for step in range(3):
+        ...     step_key = random.fold_in(key, step)
+        >>> print(random.randint(step_key, (4,), 0, 10))
+        [2 4 4 9]
     """
     key = _checked("fold_in", key)
     if isinstance(data, int) and not isinstance(data, bool):
@@ -141,6 +158,10 @@ def uniform(
 ) -> Tensor:
     """Uniform on [minval, maxval), of `shape` and a float `dtype`. The bounds are numbers or
     tensors that broadcast to `shape`.
+
+    Example:
+        >>> print(random.uniform(random.key(0), (3,)))
+        [0.39904642 0.88052016 0.73571277]
     """
     wanted = _float("uniform", dtype)
     _check_bounds("uniform", minval, maxval)
@@ -158,6 +179,11 @@ def uniform(
 def normal(key: Tensor, shape: int | Shape = (), dtype: Any = dtypes.float32) -> Tensor:
     """Normal with mean 0 and standard deviation 1, of `shape` and a float `dtype`, by inversion of
     the distribution function.
+
+    Example:
+        >>> x = random.normal(random.key(0), (1000,))
+        >>> x.dtype, bool(tl.abs(tl.mean(x)) < 0.1), bool(tl.abs(tl.std(x) - 1) < 0.1)
+        (dtype('float32'), True, True)
     """
     wanted = _float("normal", dtype)
     return cast(erfinv(_open_unit("normal", key, shape, wanted) * 2 - 1) * _SQRT2, wanted)
@@ -229,6 +255,10 @@ def permutation(key: Tensor, x: Any, *, axis: int = 0) -> Tensor:
     `axis`.
 
     The order is that of the whole, also with a sharded key.
+
+    Example:
+        >>> print(random.permutation(random.key(0), 5))
+        [3 4 2 1 0]
     """
     key = _checked("permutation", key)
     if isinstance(x, int | np.integer) and not isinstance(x, bool):

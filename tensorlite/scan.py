@@ -65,6 +65,17 @@ def scan(
     Raises:
         ValueError: the inputs disagree in length, or `length` is missing.
         TypeError: `f` is no function, returns no pair, or a carry unlike the one it got.
+
+    Example:
+        >>> def add(total, x):
+        ...     return total + x, total + x
+        >>> total, sums = tl.scan(add, 0.0, tl.asarray([1.0, 2.0, 4.0]))
+        >>> print(total, sums)
+        7.0 [1. 3. 7.]
+        >>> def last(rate):  # the loop is differentiated like anything else
+        ...     return tl.scan(lambda x, _: (x * rate, None), 1.0, length=3)[0]
+        >>> print(tl.grad(last)(2.0))
+        12.0
     """
     check_callables("scan: takes a function f(carry, x), as in tl.scan(f, init, xs)", f)
     init, xs = tree.map(asarray, init), tree.map(asarray, xs)
@@ -106,6 +117,10 @@ def map(f: Callable[[Any], Any], xs: Any) -> Any:
     Raises:
         TypeError: `f` is no function.
         ValueError: `xs` has no leaves, one without dimensions, or several of different lengths.
+
+    Example:
+        >>> print(tl.map(lambda row: tl.sum(row), tl.asarray([[1, 2], [3, 4], [5, 6]])))
+        [ 3  7 11]
     """
     check_callables("map: takes a function f(x), as in tl.map(f, xs)", f)
     xs = tree.map(asarray, xs)

@@ -18,6 +18,20 @@ from typing import Any, Literal
 
 import optree
 
+__all__ = [
+    "BufferName",
+    "TreeDef",
+    "difference",
+    "flatten",
+    "leaves",
+    "map",
+    "parameter_mask",
+    "paths",
+    "register",
+    "structure",
+    "unflatten",
+]
+
 TreeDef = optree.PyTreeSpec
 
 _NAMESPACE = "tensorlite"
@@ -27,7 +41,15 @@ _registering = threading.Lock()
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], TreeDef]:
-    """The leaves of `tree` in order, and its structure."""
+    """The leaves of `tree` in order, and its structure.
+
+    Example:
+        >>> leaves, treedef = tl.tree.flatten({"w": 1.0, "layers": [2.0, 3.0]})
+        >>> print(leaves)
+        [2.0, 3.0, 1.0]
+        >>> tl.tree.unflatten(treedef, [x * 10 for x in leaves])
+        {'w': 10.0, 'layers': [20.0, 30.0]}
+    """
     leaves, treedef = optree.tree_flatten(tree, is_leaf, namespace=_NAMESPACE)
     for leaf in leaves:
         if (
@@ -45,7 +67,12 @@ def unflatten(treedef: TreeDef, leaves: Iterable[Any]) -> Any:
 
 
 def leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
-    """The leaves of `tree` in order."""
+    """The leaves of `tree` in order.
+
+    Example:
+        >>> tl.tree.leaves({"b": 2, "a": [0, 1], "c": None})
+        [0, 1, 2]
+    """
     return flatten(tree, is_leaf)[0]
 
 
@@ -61,6 +88,10 @@ def map(
 
     Raises:
         ValueError: the structures differ.
+
+    Example:
+        >>> tl.tree.map(lambda a, b: a + b, {"w": 1, "b": (2, 3)}, {"w": 10, "b": (20, 30)})
+        {'w': 11, 'b': (22, 33)}
     """
     first, treedef = flatten(tree, is_leaf)
     columns = [first]
@@ -170,7 +201,12 @@ def _register_dataclass(cls: type) -> bool:
 
 def paths(tree: Any) -> list[str]:
     """The dotted names of the leaves, in order: `{"conv": {"weight": w}}` gives `["conv.weight"]`;
-    a bare leaf is `""`."""
+    a bare leaf is `""`.
+
+    Example:
+        >>> tl.tree.paths({"conv": {"weight": 0, "bias": 1}, "layers": [2, 3]})
+        ['conv.bias', 'conv.weight', 'layers.0', 'layers.1']
+    """
     return list(_paths_of(structure(tree)))
 
 

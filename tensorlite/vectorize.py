@@ -88,6 +88,16 @@ def vmap(
     Raises:
         ValueError: batch sizes disagree, an axis does not exist, or nothing is mapped.
         TypeError: `f` is no function.
+
+    Example:
+        >>> x, y = tl.asarray([[1.0, 2.0], [3.0, 4.0]]), tl.asarray([10.0, 1.0])
+        >>> print(tl.vmap(tl.vecdot, in_axes=(0, None))(x, y))
+        [12. 34.]
+        >>> def loss(w, x):
+        ...     return tl.sum(w * x) ** 2
+        >>> print(tl.vmap(tl.grad(loss), in_axes=(None, 0))(y, x))  # a gradient for each row of x
+        [[ 24.  48.]
+         [204. 272.]]
     """
     check_function("vmap", f)
 

@@ -40,7 +40,7 @@ tl.data.write_cifar10({folder!r}, images, np.arange(256) % 10)
     assert run.stdout.split()[-1] == "2"
 
 
-@pytest.mark.parametrize("page", sorted(["README.md", *map(str, (ROOT / "docs").glob("*.md"))]))
+@pytest.mark.parametrize("page", sorted(["README.md", *map(str, (ROOT / "docs").rglob("*.md"))]))
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):

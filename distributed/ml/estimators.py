@@ -300,7 +300,7 @@ class TensorliteClassifier(_Trained, HasProbabilityCol, HasRawPredictionCol):
     Labels are whole numbers from 0, as a StringIndexer gives them. The Params are those that
     `explainParams()` prints; each has a getter and a setter.
 
-    >>> TensorliteClassifier(model=Net, inputCol="image", labelCol="label", epochs=10).fit(frame)
+        TensorliteClassifier(model=Net, inputCol="image", labelCol="label", epochs=10).fit(frame)
     """
 
     classWeights: Any = Param(
@@ -342,7 +342,7 @@ class TensorliteClassifier(_Trained, HasProbabilityCol, HasRawPredictionCol):
 class TensorliteRegressor(_Trained):
     """Trains a network that gives one number a row, (N,) or (N, 1), by squared error.
 
-    >>> TensorliteRegressor(model=Net, inputCol="features", labelCol="price").fit(frame)
+    TensorliteRegressor(model=Net, inputCol="features", labelCol="price").fit(frame)
     """
 
     _model_class = TensorliteRegressionModel

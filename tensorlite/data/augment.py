@@ -51,6 +51,11 @@ def random_crop(key: tl.Tensor, images: Any, size: int | tuple[int, int]) -> tl.
 
     Raises:
         ValueError: the window is larger than the images.
+
+    Example:
+        >>> images = tl.zeros((4, 32, 32, 3), dtype=tl.uint8)
+        >>> tl.data.augment.random_crop(random.key(0), images, 24).shape
+        (4, 24, 24, 3)
     """
     images = _batch("random_crop", images)
     n, height, width, channels = images.shape

@@ -30,21 +30,23 @@ class DataError(ValueError):
 def cifar10(path: str | os.PathLike[str], train: bool = True) -> ArrayDataset:
     """Read CIFAR-10 binary records into memory.
 
-    path is one of:
-    - a folder with data_batch_1.bin to data_batch_5.bin (read with train=True) and test_batch.bin
-      (read with train=False);
-    - one file, or a pattern such as `data/batch_*.bin` with `*`, `?` or `[...]` in its last part
-      (in a URI only `*`), whose matches are read in the order of their names; here `train` plays
-      no part.
+    Args:
+        path: a folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, or one file, or
+            a pattern such as `data/batch_*.bin` with `*`, `?` or `[...]` in its last part (in a URI
+            only `*`), whose matches are read in the order of their names. It is a local path or a
+            URI: file://, hdfs:// and s3:// (the last two through pyarrow, with its own ways to pass
+            credentials).
+        train: of a folder, the five files for training; otherwise the one for tests. It plays no
+            part where `path` is a file or a pattern.
 
-    It is a local path or a URI: file://, hdfs:// and s3:// (the last two through pyarrow, with its
-    own ways to pass credentials).
+    Returns:
+        an `ArrayDataset` of images, uint8 (N, 32, 32, 3) in RGB, and labels, int64 (N,).
 
-    Returns an ArrayDataset of images, uint8 (N, 32, 32, 3) in RGB, and labels, int64 (N,).
-
-    Raises FileNotFoundError, saying what was looked for and what is there; DataError for a file
-    whose size is not a positive multiple of 3073 bytes or that has a label over 9; ImportError if a
-    URI needs pyarrow and it is not installed.
+    Raises:
+        FileNotFoundError: nothing is there; the message says what was looked for and what there is.
+        DataError: the size of a file is not a positive multiple of 3073 bytes, or it has a label
+            over 9.
+        ImportError: a URI needs pyarrow and it is not installed.
     """
     store, place = open_store(path, "cifar10")
     parts = [_read(store, file) for file in _find(store, place, train)]
@@ -59,12 +61,16 @@ def write_cifar10(
 ) -> None:
     """Write one local file of CIFAR-10 binary records, all of it or nothing.
 
-    images is uint8 (N, 32, 32, 3) in RGB, labels is any integers (N,) in 0..9, N at least 1. The
-    records go to a temporary file beside `path`, which then takes its name, so that no reader ever
-    sees half a file and a failure leaves an existing file as it was.
+    The records go to a temporary file beside `path`, which then takes its name, so that no reader
+    ever sees half a file and a failure leaves an existing file as it was.
 
-    Raises DataError for any other dtype, shape or label, FileNotFoundError if the folder does not
-    exist.
+    Args:
+        images: uint8 (N, 32, 32, 3) in RGB, N at least 1.
+        labels: integers of any dtype (N,) in 0..9.
+
+    Raises:
+        DataError: any other dtype, shape or label.
+        FileNotFoundError: the folder does not exist.
     """
     if is_uri(path):
         raise DataError(f"write_cifar10: {os.fspath(path)} is a URI; only local files are written")

@@ -19,11 +19,18 @@ class ArrayDataset:
     The rows are shared, not copied: `arrays` are read-only views of what was passed, and slices are
     views of those. Anything that `numpy.asarray` takes may be passed.
 
-    >>> ds = ArrayDataset(images, labels)
-    >>> for image_batch, label_batch in ds.batches(128, seed=0, epoch=3): ...
+    Raises:
+        ValueError: no array is given, one has no rows dimension or holds Python objects instead of
+            numbers, or the lengths differ.
 
-    Raises ValueError if no array is given, if one has no rows dimension or holds Python objects
-    instead of numbers, or if the lengths differ.
+    Example:
+        >>> images, labels = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
+        >>> dataset = tl.data.ArrayDataset(images, labels)
+        >>> for image_batch, label_batch in dataset.batches(4, seed=0, epoch=3):
+        ...     print(image_batch.shape, label_batch)
+        (4, 8, 8, 1) [5 4 6 7]
+        (4, 8, 8, 1) [9 0 1 2]
+        (2, 8, 8, 1) [3 8]
     """
 
     def __init__(self, *arrays: npt.ArrayLike) -> None:
@@ -56,13 +63,19 @@ class ArrayDataset:
         """Return one row (int), or the rows of a slice, of an array of row numbers or of a boolean
         mask: always a tuple with one entry per array.
 
-        Raises IndexError for a row that does not exist, TypeError for any other kind of index.
+        Raises:
+            IndexError: there is no such row.
+            TypeError: it is any other kind of index.
         """
         rows = _as_index(index, len(self))
         return tuple(array[rows] for array in self._arrays)
 
     def take(self, n: int) -> "ArrayDataset":
-        """Return the first n rows as a data set. Raises ValueError if there are fewer."""
+        """Return the first n rows as a data set.
+
+        Raises:
+            ValueError: there are fewer.
+        """
         n = operator.index(n)
         if not 0 <= n <= len(self):
             raise ValueError(f"take: {n} rows were asked for, but the data set has {len(self)}")
@@ -77,7 +90,13 @@ class ArrayDataset:
         between 0 and 1, rounded to a whole row). With a seed the rows are permuted first; without
         one they are cut in their stored order.
 
-        Raises ValueError if either part would be empty.
+        Raises:
+            ValueError: either part would be empty.
+
+        Example:
+            >>> train, test = tl.data.ArrayDataset(np.arange(10)).split(0.8, seed=0)
+            >>> len(train), len(test)
+            (8, 2)
         """
         rows = round(first * len(self)) if isinstance(first, float) else operator.index(first)
         if not 0 < rows < len(self):
@@ -99,8 +118,9 @@ class ArrayDataset:
         order. The last batch is smaller if batch_size does not divide the rows; drop_last leaves it
         out instead.
 
-        Raises ValueError, at once, for a batch_size below 1, and for one so large that drop_last
-        would leave no batch at all.
+        Raises:
+            ValueError: `batch_size` is below 1, or so large that `drop_last` would leave no batch
+                at all; at once, not at the first batch.
         """
         batch_size = operator.index(batch_size)
         if batch_size < 1:
@@ -129,7 +149,11 @@ def permutation(n: int, seed: int, epoch: int = 0) -> np.ndarray:
     generator's raw words, which NumPy promises never to change, and a stable sort of integers, so
     the result is the same on every platform and with every NumPy version.
 
-    seed and epoch are integers in 0..2**64-1. Raises ValueError outside of that, or for n < 0.
+    Args:
+        seed, epoch: integers in 0..2**64-1.
+
+    Raises:
+        ValueError: they are outside of that, or n < 0.
     """
     n, seed, epoch = operator.index(n), operator.index(seed), operator.index(epoch)
     if n < 0:

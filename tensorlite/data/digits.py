@@ -34,11 +34,14 @@ def digits_as_cifar10(folder: str | os.PathLike[str], seed: int = 0) -> Path:
     in all three channels. The seed picks the test images, 20% of each class, and the order of the
     rest. The bytes depend on the seed alone, so files that are there already are kept as they are.
 
-    Returns the folder, which is made if need be. `cifar10(folder)` reads 1438 training images,
-    `cifar10(folder, train=False)` 359 test images.
+    Returns:
+        the folder, which is made if need be. `cifar10(folder)` reads 1438 training images,
+        `cifar10(folder, train=False)` 359 test images.
 
-    Raises DataError, before anything is written, if the folder holds a file of one of these names
-    with other content; ImportError if scikit-learn is not installed.
+    Raises:
+        DataError: the folder holds a file of one of these names with other content; nothing has
+            been written then.
+        ImportError: scikit-learn is not installed.
     """
     folder = Path(folder)
     grey, labels = _load()

@@ -55,6 +55,15 @@ def save(path: str | os.PathLike[str], tree_: Any, metadata: dict[str, str] | No
             for an `.npz` file.
         TypeError: a leaf is no tensor or number, or metadata is not of texts.
         OSError: the file cannot be written; what was there before is still there.
+
+    Example:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "weights.safetensors")
+        >>> tl.save(path, {"w": tl.ones(2), "layers": [tl.zeros(3)]}, {"epoch": "7"})
+        >>> tl.load(path, like={"w": tl.zeros(2), "layers": [tl.ones(3)]})["w"]
+        Tensor([1., 1.], dtype=float32, device=cpu)
+        >>> sorted(tl.load(path)), tl.io.read_metadata(path)
+        (['layers.0', 'w'], {'epoch': '7'})
     """
     path = Path(path)
     format_ = _format("tl.save", path)

@@ -114,6 +114,11 @@ def to_torch(
     Raises:
         ValueError: two parameters would have the same name.
         ImportError: PyTorch is not installed, and `as_numpy` is not set.
+
+    Example:
+        >>> layer = nn.Conv(3, 8, 5, key=random.key(0))
+        >>> {name: x.shape for name, x in tl.io.to_torch(layer, as_numpy=True).items()}
+        {'weight': (8, 3, 5, 5), 'bias': (8,)}
     """
     result: dict[str, np.ndarray] = {}
     for slot in _slots(model, names, flattened):

@@ -60,6 +60,12 @@ def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
     Raises:
         ValueError: `rate` is outside [0, 1).
         TypeError: `x` is not floating-point, or `rate` is no number.
+
+    Example:
+        >>> x = tl.ones((2, 1000))
+        >>> y = nn.dropout(x, 0.2, random.key(0))
+        >>> tl.unique_values(y)
+        Tensor([0.  , 1.25], dtype=float32, device=cpu)
     """
     x = asarray(x)
     if x.dtype not in dtypes.FLOATS:
@@ -93,6 +99,12 @@ def embedding(table: Tensor, ids: Any) -> Tensor:
             negative ones count from the end, and others that are out of range raise IndexError on
             the CPU.
         TypeError: `ids` are not integers.
+
+    Example:
+        >>> table = tl.asarray([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+        >>> print(nn.embedding(table, [2, 0]))
+        [[2. 2.]
+         [0. 0.]]
     """
     table, ids = asarray(table), asarray(ids)
     if ids.dtype not in dtypes.INTEGERS:

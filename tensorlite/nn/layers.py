@@ -47,6 +47,11 @@ class Linear(Module):
         weight_init, bias_init: functions of (key, shape, dtype); see `nn.init`.
 
     `weight` has shape (in_features, out_features), `bias` (out_features,) or is None.
+
+    Example:
+        >>> layer = nn.Linear(4, 2, key=random.key(0))
+        >>> layer(tl.ones((5, 4))).shape, layer.weight.shape, layer.bias.shape
+        ((5, 2), (4, 2), (2,))
     """
 
     weight: Tensor
@@ -150,6 +155,11 @@ class Conv(_Convolution):
 
     `weight` has shape (*window, in_channels / groups, out_channels), `bias` (out_channels,) or is
     None.
+
+    Example:
+        >>> layer = nn.Conv(3, 16, 5, stride=2, key=random.key(0))
+        >>> layer(tl.ones((8, 32, 32, 3))).shape, layer.weight.shape
+        ((8, 16, 16, 16), (5, 5, 3, 16))
     """
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -221,6 +231,13 @@ class BatchNorm(Module):
         across_workers: in distributed training, take the statistics over the global batch instead
             of each worker's share, so that the model trains alike on any number of workers. It
             costs a message forward and one backward.
+
+    Example:
+        >>> norm = nn.BatchNorm(2, momentum=0.5)
+        >>> x = tl.asarray([[1.0, 10.0], [3.0, 30.0]])
+        >>> y = norm(x, training=True)
+        >>> print(norm.mean, norm(x).shape)
+        [ 1. 10.] (2, 2)
     """
 
     scale: Tensor
@@ -393,6 +410,12 @@ class Sequential(Module):
     `Sequential(nn.Conv(...), nn.relu, nn.Dropout(0.5))` or with one list. It has a length, and is
     indexed like a list; a slice is a `Sequential`. `training` and `key` go to the layers that take
     an argument of that name, each with a key of its own.
+
+    Example:
+        >>> k1, k2 = random.split(random.key(0))
+        >>> model = nn.Sequential(nn.Linear(4, 8, key=k1), nn.relu, nn.Linear(8, 2, key=k2))
+        >>> model(tl.ones((5, 4))).shape
+        (5, 2)
     """
 
     layers: list[Callable[..., Tensor]]

@@ -46,6 +46,25 @@ class Module:
 
     Subclasses define `__init__` (which need not call `super().__init__()`) and usually `__call__`.
     A tensor that two attributes share is two parameters.
+
+    Example:
+        >>> class Affine(nn.Module):
+        ...     def __init__(self, features, key):
+        ...         self.weight = random.normal(key, (features,))
+        ...         self.offset = tl.zeros(features)
+        ...
+        ...     def __call__(self, x):
+        ...         return x * self.weight + self.offset
+        >>> model = Affine(3, random.key(0))
+        >>> model
+        Affine(
+          weight=float32[3],
+          offset=float32[3],
+        )
+        >>> tl.tree.paths(model)
+        ['weight', 'offset']
+        >>> print(tl.grad(lambda model: tl.sum(model(tl.ones((2, 3)))))(model).offset)
+        [2. 2. 2.]
     """
 
     __slots__ = ("__dict__", "__weakref__", "_module_buffers", "_module_layout", "_module_pinned")
@@ -134,7 +153,12 @@ _set_pinned: Any = Module.__dict__["_module_pinned"].__set__
 
 
 def count_parameters(model: Any) -> int:
-    """How many numbers are trained in `model`, a module or any pytree of tensors."""
+    """How many numbers are trained in `model`, a module or any pytree of tensors.
+
+    Example:
+        >>> nn.count_parameters(nn.Conv(3, 64, 5, key=random.key(0)))
+        4864
+    """
     masked = zip(tree.leaves(model), tree.parameter_mask(model), strict=True)
     return sum(leaf.size for leaf, is_parameter in masked if is_parameter)
 

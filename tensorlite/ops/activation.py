@@ -65,7 +65,11 @@ relu6 = elementwise(
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """x where x > 0, else negative_slope * x. Raises TypeError if `x` is not floating-point."""
+    """x where x > 0, else negative_slope * x.
+
+    Raises:
+        TypeError: `x` is not floating-point.
+    """
     return bind(_leaky_relu, _floating("leaky_relu", x), slope=float(negative_slope))
 
 
@@ -75,7 +79,11 @@ def _leaky_relu(x: Tensor, *, slope: float) -> Tensor:
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
-    """x where x > 0, else alpha * (exp(x) - 1). Raises TypeError if `x` is not floating-point."""
+    """x where x > 0, else alpha * (exp(x) - 1).
+
+    Raises:
+        TypeError: `x` is not floating-point.
+    """
     return bind(_elu, _floating("elu", x), alpha=float(alpha))
 
 
@@ -89,7 +97,11 @@ def _elu(x: Tensor, *, alpha: float) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x), also called swish. Raises TypeError if `x` is not floating-point."""
+    """x * sigmoid(x), also called swish.
+
+    Raises:
+        TypeError: `x` is not floating-point.
+    """
     return bind(_silu, _floating("silu", x))
 
 

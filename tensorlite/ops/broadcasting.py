@@ -14,6 +14,7 @@ from typing import Any
 from .. import dtypes
 from ..core import Aval, Primitive, Tensor, bind, traces
 from .creation import asarray, cast, constant
+from .meanings import docstring
 from .shape import broadcast_shapes, pad_rank, unbroadcast
 
 
@@ -117,7 +118,7 @@ def elementwise(
 
     function: Any = unary if arity == 1 else binary
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = doc or f"{name}, elementwise" + (" with broadcasting." if arity > 1 else ".")
+    function.__doc__ = docstring(name, doc, arity, kinds, result)
     function.__module__ = scalar.__module__  # where pickle finds it
     function.prim = prim
     return function

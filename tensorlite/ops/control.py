@@ -30,7 +30,12 @@ def _(args: list[Tensor], batched: list[bool]) -> Tensor:
 
 
 def stop_gradient(x: Any) -> Any:
-    """`x` (a pytree), which the transforms take for a constant."""
+    """`x` (a pytree), which the transforms take for a constant.
+
+    Example:
+        >>> print(tl.grad(lambda x: x * tl.stop_gradient(x))(3.0))
+        3.0
+    """
     return tree.map(lambda leaf: bind(stop_gradient_p, asarray(leaf)), x)
 
 

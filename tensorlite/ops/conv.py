@@ -57,6 +57,17 @@ def conv(
     Raises:
         ValueError: ranks or channels do not fit, or the window is larger than the padded image.
         TypeError: dtypes differ or are not floating-point, or an option is of the wrong kind.
+
+    Example:
+        >>> x = tl.ones((1, 4, 4, 3))  # one image of 4 x 4 pixels with 3 channels
+        >>> w = tl.ones((3, 3, 3, 8))
+        >>> nn.conv(x, w).shape, nn.conv(x, w, padding="valid").shape, nn.conv(x, w, stride=2).shape
+        ((1, 4, 4, 8), (1, 2, 2, 8), (1, 2, 2, 8))
+        >>> print(nn.conv(x, w)[0, :, :, 0])
+        [[12. 18. 18. 12.]
+         [18. 27. 27. 18.]
+         [18. 27. 27. 18.]
+         [12. 18. 18. 12.]]
     """
     x, w = operands(asarray(x), asarray(w))
     ndim = _spatial_axes("conv", x, w)
@@ -96,6 +107,10 @@ def conv_transpose(
     Raises:
         ValueError: ranks or channels do not fit, or the padding leaves no pixel.
         TypeError: dtypes differ or are not floating-point, or an option is of the wrong kind.
+
+    Example:
+        >>> nn.conv_transpose(tl.ones((1, 4, 4, 3)), tl.ones((2, 2, 8, 3)), stride=2).shape
+        (1, 8, 8, 8)
     """
     op = "conv_transpose"
     x, w = operands(asarray(x), asarray(w))

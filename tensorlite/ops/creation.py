@@ -112,6 +112,13 @@ def asarray(
         TypeError: `obj` is no array of a supported dtype.
         ValueError: nested lists are ragged, or copy=False and a copy is needed.
         OverflowError: a Python integer does not fit `dtype`.
+
+    Example:
+        >>> tl.asarray([[1, 2], [3, 4]], dtype=tl.float32)
+        Tensor([[1., 2.],
+                [3., 4.]], dtype=float32, device=cpu)
+        >>> tl.asarray(np.linspace(0, 1, 3))
+        Tensor([0. , 0.5, 1. ], dtype=float64, device=cpu)
     """
     target = None if device is None else get_device(device)
     if isinstance(obj, Tensor):

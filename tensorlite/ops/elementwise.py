@@ -426,7 +426,13 @@ where_p.batch_rule = functools.partial(batch_elementwise, where_p)
 
 def where(condition: Any, x1: Any, x2: Any, /) -> Tensor:
     """`x1` where `condition` (boolean), else `x2`; all three broadcast. A NaN in the branch not
-    taken has no gradient here."""
+    taken has no gradient here.
+
+    Example:
+        >>> x = tl.asarray([-1.0, 0.0, 4.0])
+        >>> print(tl.where(x > 0, tl.sqrt(tl.where(x > 0, x, 1.0)), 0.0))
+        [0. 0. 2.]
+    """
     condition = asarray(condition)
     if condition.dtype != dtypes.bool_:
         raise TypeError(

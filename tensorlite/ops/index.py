@@ -481,7 +481,13 @@ def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
 
 def one_hot(indices: Tensor, num_classes: int, *, dtype: Any = None, axis: int = -1) -> Tensor:
     """1 at each index and 0 elsewhere: shape (*indices.shape, num_classes), float32 by default; a
-    row of zeros if out of range."""
+    row of zeros if out of range.
+
+    Example:
+        >>> print(nn.one_hot(tl.asarray([0, 2]), 3))
+        [[1. 0. 0.]
+         [0. 0. 1.]]
+    """
     indices = asarray(indices)
     if indices.dtype not in dtypes.INTEGERS:
         raise TypeError(f"one_hot: takes integer class numbers, got {indices.aval}")

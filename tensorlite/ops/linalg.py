@@ -82,7 +82,13 @@ def _weight_product(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
 
 def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     """The matrix product over the last two axes; leading axes broadcast, a vector is taken as a row
-    (x1) or a column (x2)."""
+    (x1) or a column (x2).
+
+    Example:
+        >>> x, w = tl.ones((5, 2, 3)), tl.ones((3, 4))
+        >>> (x @ w).shape
+        (5, 2, 4)
+    """
     return exact_matmul(*operands(x1, x2))
 
 

@@ -48,6 +48,12 @@ def max_pool(
     Raises:
         ValueError: rank, window or padding do not fit.
         TypeError: `x` is not floating-point, or an option is of the wrong kind.
+
+    Example:
+        >>> x = tl.reshape(tl.arange(16.0), (1, 4, 4, 1))
+        >>> print(nn.max_pool(x, 2)[0, :, :, 0])
+        [[ 5.  7.]
+         [13. 15.]]
     """
     x = asarray(x)
     return bind(max_pool_p, x, window=_window("max_pool", x, window, stride, padding))
@@ -74,6 +80,12 @@ def avg_pool(
     Raises:
         ValueError: rank, window or padding do not fit.
         TypeError: `x` is not floating-point, or an option is of the wrong kind.
+
+    Example:
+        >>> x = tl.reshape(tl.arange(16.0), (1, 4, 4, 1))
+        >>> print(nn.avg_pool(x, 2)[0, :, :, 0])
+        [[ 2.5  4.5]
+         [10.5 12.5]]
     """
     x = asarray(x)
     slider = _window("avg_pool", x, window, stride, padding)

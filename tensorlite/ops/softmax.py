@@ -34,6 +34,10 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
     Raises:
         TypeError: `x` is not floating-point.
         ValueError: there is no such axis.
+
+    Example:
+        >>> print(nn.softmax(tl.asarray([0.0, 0.0, -tl.inf])))
+        [0.5 0.5 0. ]
     """
     x = for_sums(_floating("softmax", x))
     return bind(softmax_p, x, axis=normalize_axes("softmax", axis, x.ndim)[0])
@@ -67,6 +71,11 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
             numbers cannot be looked at, the loss and the gradient of an example with such a label
             are NaN instead.
         TypeError: a dtype does not fit.
+
+    Example:
+        >>> logits = tl.asarray([[100.0, 0.0, 0.0], [100.0, 0.0, 0.0]])
+        >>> print(nn.softmax_cross_entropy(logits, tl.asarray([0, 2])))
+        [  0. 100.]
     """
     op = "softmax_cross_entropy"
     logits, labels = for_sums(_floating(op, logits, "logits")), for_sums(asarray(labels))
@@ -114,6 +123,14 @@ def attention(
     Raises:
         ValueError: shapes do not fit.
         TypeError: dtypes differ, are not floating-point, or the mask is not boolean.
+
+    Example:
+        >>> q, k, v = tl.ones((2, 5, 8)), tl.ones((2, 7, 8)), tl.ones((2, 7, 16))
+        >>> nn.attention(q, k, v).shape
+        (2, 5, 16)
+        >>> causal = tl.tril(tl.ones((5, 5), dtype=tl.bool))
+        >>> nn.attention(q, q, q, mask=causal).shape
+        (2, 5, 8)
     """
     named = (("q", q), ("k", k), ("v", v))
     q, k, v = operands(*[_floating("attention", t, name) for name, t in named])

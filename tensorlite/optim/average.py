@@ -64,6 +64,14 @@ def ema(decay: float, *, warm_up: bool = False) -> MovingAverage:
 
     Raises:
         ValueError: `decay` is outside [0, 1].
+
+    Example:
+        >>> average = optim.ema(0.5)
+        >>> params = {"w": tl.asarray(0.0)}
+        >>> state = average.init(params)
+        >>> state = average.update(state, {"w": tl.asarray(8.0)})
+        >>> print(average.average(state, params)["w"])
+        4.0
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"optim.ema: decay must be in [0, 1], got {decay}")

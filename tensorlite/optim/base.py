@@ -77,6 +77,14 @@ def chain(*optimizers: Optimizer) -> Optimizer:
 
     Raises:
         TypeError: an argument is no optimizer.
+
+    Example:
+        >>> rate = optim.cosine_decay(0.1, 1000)
+        >>> opt = optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(rate, momentum=0.9))
+        >>> params = {"w": tl.asarray([0.0])}
+        >>> updates, state = opt.update({"w": tl.asarray([50.0])}, opt.init(params), params)
+        >>> print(updates["w"])
+        [-0.1]
     """
     for position, optimizer in enumerate(optimizers):
         if not isinstance(optimizer, Optimizer):

@@ -36,6 +36,14 @@ def sgd(learning_rate: Rate, *, momentum: float = 0.0, nesterov: bool = False) -
 
     Raises:
         ValueError: momentum outside [0, 1), or nesterov without momentum.
+
+    Example:
+        >>> opt = optim.sgd(0.1, momentum=0.9)
+        >>> params = {"w": tl.asarray([1.0, 2.0])}
+        >>> state = opt.init(params)
+        >>> updates, state = opt.update({"w": tl.asarray([10.0, 0.0])}, state, params)
+        >>> print(optim.apply_updates(params, updates)["w"])
+        [0. 2.]
     """
     _check_rate("sgd", learning_rate)
     _check_fraction("sgd", momentum=momentum)
@@ -65,6 +73,16 @@ def sgd(learning_rate: Rate, *, momentum: float = 0.0, nesterov: bool = False) -
 def adam(learning_rate: Rate, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam (Kingma and Ba, ICLR 2015, Algorithm 1), with bias-corrected moments m and v: p -=
     learning_rate * m / (sqrt(v) + eps).
+
+    Example:
+        >>> opt = optim.adam(0.5)
+        >>> w = tl.asarray([2.0, -2.0])
+        >>> state = opt.init(w)
+        >>> for _ in range(100):
+        ...     updates, state = opt.update(tl.grad(lambda w: tl.sum(w * w))(w), state, w)
+        ...     w = optim.apply_updates(w, updates)
+        >>> bool(tl.all(tl.abs(w) < 0.01))
+        True
     """
     return adamw(learning_rate, b1, b2, eps, weight_decay=0.0)
 
@@ -182,6 +200,13 @@ def add_l2(rate: float, mask: Any = None) -> Optimizer:
 def clip_by_global_norm(max_norm: float) -> Optimizer:
     """All gradients scaled by one factor so that their global norm is at most `max_norm` (Pascanu
     et al., ICML 2013).
+
+    Example:
+        >>> opt = optim.clip_by_global_norm(1.0)
+        >>> gradients = {"w": tl.asarray([3.0, 0.0]), "b": tl.asarray([4.0])}
+        >>> clipped, _ = opt.update(gradients, opt.init(gradients), gradients)
+        >>> print(optim.global_norm(gradients), clipped["w"])
+        5.0 [0.6 0. ]
     """
     if not max_norm > 0:
         raise ValueError(f"optim.clip_by_global_norm: max_norm must be positive, got {max_norm}")

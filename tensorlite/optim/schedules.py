@@ -29,6 +29,11 @@ def exponential_decay(
 ) -> Schedule:
     """initial * decay_rate ** (step / decay_steps); `staircase` takes the floor of the exponent. As
     TensorFlow's ExponentialDecay.
+
+    Example:
+        >>> rate = optim.exponential_decay(0.1, decay_steps=1000, decay_rate=0.5)
+        >>> print(rate(0), rate(1000), rate(2000))
+        0.1 0.05 0.025
     """
     _check_steps("exponential_decay", decay_steps)
 
@@ -100,7 +105,13 @@ def linear_warmup(warmup_steps: float, after: float | Schedule) -> Schedule:
 def warmup_cosine(
     peak: float, warmup_steps: float, total_steps: float, *, end: float = 0.0
 ) -> Schedule:
-    """`linear_warmup` to `peak`, then `cosine_decay` to `end` at `total_steps`."""
+    """`linear_warmup` to `peak`, then `cosine_decay` to `end` at `total_steps`.
+
+    Example:
+        >>> rate = optim.warmup_cosine(0.5, warmup_steps=10, total_steps=100)
+        >>> print(rate(0), rate(5), rate(10), rate(100))
+        0.0 0.25 0.5 0.0
+    """
     if not total_steps > warmup_steps:
         raise ValueError(
             f"optim.warmup_cosine: total_steps ({total_steps}) must be more than "
