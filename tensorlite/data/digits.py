@@ -1,4 +1,5 @@
-"""Real images without a download: scikit-learn's handwritten digits as CIFAR-10 records.
+"""Real images without a download: scikit-learn's handwritten digits, as they are or as CIFAR-10
+records.
 
 The 1797 digits (8x8, 17 grey levels; a copy of the test set of the UCI "Optical Recognition of
 Handwritten Digits" data, which ships with scikit-learn) have ten classes, as CIFAR-10 has. Written
@@ -19,12 +20,26 @@ from tensorlite.data.cifar import (
     encode_records,
     write_atomically,
 )
-from tensorlite.data.dataset import permutation
+from tensorlite.data.dataset import ArrayDataset, permutation
 
 TEST_SHARE = 0.2
 # Digits are enlarged this many times, from 8x8 to 24x24.
 ENLARGE = 3
 GREY_LEVELS = 16
+
+
+def handwritten_digits(train: bool = True, seed: int = 0) -> ArrayDataset:
+    """The digits as they are: images, float32 (N, 8, 8, 1) from 0 to 1, and labels, int64 (N,).
+
+    The seed picks the test images, 20% of each class, and the order of the rest: the 1438 rows to
+    train on and the 359 to test on are those of `digits_as_cifar10`, in the same order.
+
+    Raises ImportError if scikit-learn is not installed.
+    """
+    grey, labels = _load("handwritten_digits")
+    rows = _stratified_split(labels, seed)[0 if train else 1]
+    images = (grey[rows, :, :, None] / GREY_LEVELS).astype(np.float32)
+    return ArrayDataset(images, labels[rows])
 
 
 def digits_as_cifar10(folder: str | os.PathLike[str], seed: int = 0) -> Path:
@@ -44,7 +59,7 @@ def digits_as_cifar10(folder: str | os.PathLike[str], seed: int = 0) -> Path:
         ImportError: scikit-learn is not installed.
     """
     folder = Path(folder)
-    grey, labels = _load()
+    grey, labels = _load("digits_as_cifar10")
     images = _as_cifar_images(grey)
     train, test = _stratified_split(labels, seed)
     parts = [*np.array_split(train, len(TRAIN_FILES)), test]
@@ -66,13 +81,13 @@ def digits_as_cifar10(folder: str | os.PathLike[str], seed: int = 0) -> Path:
     return folder
 
 
-def _load() -> tuple[np.ndarray, np.ndarray]:
+def _load(caller: str) -> tuple[np.ndarray, np.ndarray]:
     """Return grey levels 0..16, int64 (N, 8, 8), and labels, int64 (N,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "digits_as_cifar10: the digits come with scikit-learn; pip install 'tensorlite[demo]'"
+            f"{caller}: the digits come with scikit-learn; pip install 'tensorlite[demo]'"
         ) from error
     digits = load_digits()
     return digits.images.astype(np.int64), digits.target.astype(np.int64)

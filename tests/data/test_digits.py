@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensorlite.data import DataError, cifar10, digits_as_cifar10
+from tensorlite.data import DataError, cifar10, digits_as_cifar10, handwritten_digits
 
 load_digits = pytest.importorskip("sklearn.datasets").load_digits
 
@@ -51,6 +51,23 @@ def test_every_digit_appears_once_with_its_label(folder: Path) -> None:
         [*row, label] for row, label in zip(originals.tolist(), digits.target.tolist(), strict=True)
     )
     assert found == wanted
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_small_digits_are_the_same_rows(folder: Path, train: bool) -> None:
+    images, labels = handwritten_digits(train).arrays
+    large, same_labels = cifar10(folder, train=train).arrays
+    assert (labels == same_labels).all()
+    assert (images.dtype, labels.dtype) == (np.float32, np.int64)
+    assert images.shape == (len(labels), 8, 8, 1)
+    assert (images.min(), images.max()) == (0, 1)
+    # The middle of each 3x3 block of the large image is the pixel of the small one.
+    assert (np.floor(images[..., 0] * 255 + 0.5) == large[:, 5:28:3, 5:28:3, 0]).all()
+
+
+def test_another_seed_gives_the_small_digits_another_split() -> None:
+    first, second = (handwritten_digits(train=False, seed=s).arrays[0] for s in (0, 1))
+    assert first.shape == second.shape and (first != second).any()
 
 
 def test_enlarging_is_bilinear(folder: Path) -> None:
