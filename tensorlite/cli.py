@@ -6,21 +6,35 @@ Each subcommand is a function of its parsed arguments that returns the exit stat
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from . import tree
 from ._version import __version__
+from .bench import (
+    PARTS,
+    Measurement,
+    busy,
+    has_bfloat16,
+    machine,
+    machine_measurements,
+    measured,
+    model_measurements,
+    processor,
+)
+from .device import get_device
 from .ops.creation import asarray
 
 _EXAMPLES = """\
 examples:
   tensorlite doctor                      what is missing on this machine, and how to mend it
   tensorlite devices                     what tl.asarray(x, device=...) may name on this machine
+  tensorlite bench                       how fast this machine multiplies, copies and trains
   tensorlite train mymodels:Net --data digits --workers 2 --report runs/net
   tensorlite report runs/net             the page about a run
   tensorlite kernels tune steps:train steps:example --device opencl:0
@@ -43,6 +57,32 @@ With TENSORLITE_TUNE=0 a process leaves that aside; with TENSORLITE_TUNE=1 it tu
 )
 _DEVICES = """\
 Parts of a device have names, too: opencl:0/2:1 is the second of two equal parts of opencl:0.
+
+examples:
+  tensorlite devices
+  tensorlite devices --json
+"""
+_DOCTOR = """\
+The exit status is 1 if something is wrong.
+
+examples:
+  tensorlite doctor
+  tensorlite doctor --ports 7000-7099
+"""
+_BENCH = """\
+Without MODEL it is the machine that is measured: matrix products, a copy, a convolution and a
+training step of the network of TensorFlow's CIFAR-10 tutorial; with --workers also the all-reduce
+of float32 among processes. MODEL is module:Net, as `tensorlite train` takes it, and is measured
+instead: forward, and a step of SGD with momentum. Modules of the working directory are found.
+
+Each number is a median. After it stand the time of a run, within how many percent of that the
+middle half of the runs lies, and how many runs there were.
+
+examples:
+  tensorlite bench
+  tensorlite bench --device opencl:0 --json
+  tensorlite bench --workers 2 --only all-reduce
+  tensorlite bench mymodels:Net --input 32,32,3 --batch 128
 """
 
 
@@ -75,13 +115,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     listing = _added(commands, "devices", "list the devices of this machine", _devices, _DEVICES)
     listing.add_argument("--json", action="store_true", help="for programs to read; bytes, not GiB")
-    doctor = _added(
-        commands, "doctor", "examine this machine: what is wrong, and the cure", _doctor
-    )
+    summary = "examine this machine: what is wrong, and the cure"
+    doctor = _added(commands, "doctor", summary, _doctor, _DOCTOR)
     doctor.add_argument(
         "--ports", metavar="FIRST-LAST", help="workers' ports, as in launch(port_range=...)"
     )
-    # The only name that the engine takes from the runtime: the command stands above both.
+    bench = _added(commands, "bench", "measure how fast this machine is", _bench, _BENCH)
+    bench.add_argument("model", metavar="MODEL", nargs="?", help="module:Net of your own")
+    bench.add_argument("--input", metavar="SHAPE", help="of a row for MODEL, such as 32,32,3")
+    bench.add_argument("--batch", type=int, default=128, help="rows, default: %(default)s")
+    bench.add_argument("--device", default="cpu", help="default: %(default)s")
+    bench.add_argument("--workers", type=int, help="measure the all-reduce of so many processes")
+    bench.add_argument(
+        "--only", action="append", choices=(*PARTS, _ALL_REDUCE), help="a part; may be repeated"
+    )
+    bench.add_argument("--json", action="store_true", help="for programs to read; seconds")
+    # The runtime's commands; the command line stands above both, and only it takes from there.
     from .distributed.commands import add_commands
 
     add_commands(commands, _added, _named)
@@ -148,6 +197,108 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if report(examine(ports), print) else 1
 
 
+# ---- bench ---------------------------------------------------------------------------------------
+
+
+_ALL_REDUCE = "all-reduce"
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    shape = _checked(arguments)
+    device = str(get_device(arguments.device))
+    about, warning = machine(device), busy()
+    if not arguments.json:
+        threads = f", {_threads(about['threads'])}" if device == "cpu" else ""
+        print(
+            f"{device}: {about['name']}{threads}, {about['driver']}, tensorlite "
+            f"{about['tensorlite']}, on {about['host']}"
+        )
+        if warning:
+            print(f"Note: {warning}")
+        if device == "cpu" and not has_bfloat16():
+            print("Note: this processor has no instructions for bfloat16, which is left out")
+    rows = []
+    for row in _measurements(arguments, device, shape):
+        rows.append(row)
+        if not arguments.json:
+            print(_line(row), flush=True)
+    if arguments.json:
+        found = [dataclasses.asdict(row) for row in rows]
+        print(json.dumps({"machine": about, "note": warning, "measurements": found}, indent=1))
+    return 0
+
+
+def _checked(arguments: argparse.Namespace) -> tuple[int, ...]:
+    """The shape of a row, once the options go together; () without a model.
+
+    Raises:
+        CommandError: they do not.
+    """
+    if arguments.workers is not None and arguments.workers < 2:
+        raise CommandError(
+            f"--workers is how many processes all-reduce, 2 or more, got {arguments.workers}"
+        )
+    if arguments.workers is None and _ALL_REDUCE in (arguments.only or ()):
+        raise CommandError(f"--only {_ALL_REDUCE} needs --workers, such as --workers 2")
+    if arguments.batch < 1:
+        raise CommandError(f"--batch is a number of rows, 1 or more, got {arguments.batch}")
+    if arguments.model is None:
+        if arguments.input is not None:
+            raise CommandError("--input is the shape of MODEL's rows; name a MODEL, as module:Net")
+        return ()
+    if arguments.only:
+        raise CommandError("--only chooses parts of the machine's measurement; leave MODEL out")
+    sizes = (arguments.input or "").split(",")
+    if not all(size.strip().isdigit() and int(size) for size in sizes):
+        got = repr(arguments.input) if arguments.input else "nothing"
+        raise CommandError(f"--input is the shape of one row of MODEL, such as 32,32,3; got {got}")
+    return tuple(int(size) for size in sizes)
+
+
+def _measurements(
+    arguments: argparse.Namespace, device: str, shape: tuple[int, ...]
+) -> Iterator[Measurement]:
+    from .distributed.commands import network_of
+    from .distributed.measuring import all_reduce_times, bus_bytes
+
+    if arguments.model is not None:
+        network = network_of(_named, arguments.model, seed=0)
+        yield from model_measurements(network, shape, arguments.batch, device)
+    else:
+        yield from machine_measurements(device, tuple(arguments.only or PARTS))
+    workers = arguments.workers
+    if workers is None or (arguments.only and _ALL_REDUCE not in arguments.only):
+        return
+    for shared, where in ((True, "shared memory"), (False, "TCP on this machine")):
+        for nbytes, times in all_reduce_times(workers, shared).items():
+            what = f"all-reduce {_bytes(nbytes)} among {workers} processes, {where}"
+            amount = 1e-9 * bus_bytes(nbytes, workers)
+            yield measured(what, amount, "GB/s bus", times)
+
+
+def _line(row: Measurement) -> str:
+    """A measurement for people to read."""
+    value = f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
+    steady = f"{row.spread / row.seconds / 2:.0%}"
+    time = f"{_seconds(row.seconds)} ± {steady}"
+    return f"{row.what:<64}{value:>8} {row.unit:<9} {time:>16} {row.repeats:>5} runs"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _bytes(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
 # ---- devices -------------------------------------------------------------------------------------
 
 
@@ -183,22 +334,13 @@ def _host() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "name": "cpu",
-        "device": _processor(),
+        "device": processor(),
         "kind": "cpu",
         "units": get_num_threads(),
         "memory": memory,
         "dtypes": ["all"],
         "driver": _onednn(),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else "this machine's processor"
 
 
 def _onednn() -> str:
