@@ -72,6 +72,21 @@ def measured(what: str, amount: float, unit: str, times: list[float]) -> Measure
     return Measurement(what, amount / middle, unit, middle, quarters[2] - quarters[0], len(times))
 
 
+def described(row: Measurement) -> str:
+    """A measurement as a line for people to read."""
+    value = f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
+    steady = f"{row.spread / row.seconds / 2:.0%}"
+    time = f"{_seconds(row.seconds)} ± {steady}"
+    return f"{row.what:<64}{value:>8} {row.unit:<9} {time:>16} {row.repeats:>5} runs"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the numbers of a device depend on."""
     about: dict[str, Any] = {

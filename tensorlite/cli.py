@@ -20,6 +20,7 @@ from .bench import (
     PARTS,
     Measurement,
     busy,
+    described,
     has_bfloat16,
     machine,
     machine_measurements,
@@ -27,6 +28,7 @@ from .bench import (
     model_measurements,
     processor,
 )
+from .completions import SHELLS, script
 from .device import get_device
 from .ops.creation import asarray
 
@@ -34,6 +36,7 @@ _EXAMPLES = """\
 examples:
   tensorlite doctor                      what is missing on this machine, and how to mend it
   tensorlite devices                     what tl.asarray(x, device=...) may name on this machine
+  tensorlite completions bash            what completes this command in a shell
   tensorlite bench                       how fast this machine multiplies, copies and trains
   tensorlite train mymodels:Net --data digits --workers 2 --report runs/net
   tensorlite report runs/net             the page about a run
@@ -53,8 +56,42 @@ For each class of matrix products and convolutions (one operation and dtype, siz
 powers of two) some ten kernels are tried, which takes seconds. The fastest is kept below
 ~/.cache/tensorlite/tuned (TENSORLITE_CACHE), for every process that uses this device and driver.
 With TENSORLITE_TUNE=0 a process leaves that aside; with TENSORLITE_TUNE=1 it tunes what it meets.
+
+example:
+  tensorlite kernels tune steps:train steps:example --device opencl:0
 """
 )
+_EXPORT = (
+    _FUNCTION
+    + """
+example:
+  tensorlite kernels export steps:train steps:example --out kernels
+"""
+)
+_BUILD = """\
+Programs that are compiled ahead of time are found by every process that uses this device.
+
+example:
+  tensorlite kernels build kernels --device opencl:0
+"""
+_KERNELS = """\
+examples:
+  tensorlite kernels tune steps:train steps:example
+  tensorlite kernels export steps:train steps:example --out kernels
+  tensorlite kernels build kernels
+"""
+_COMPLETIONS = """\
+Prints a script; where a shell looks for it:
+
+examples:
+  tensorlite completions bash > ~/.local/share/bash-completion/completions/tensorlite
+  tensorlite completions zsh > ~/.zfunc/_tensorlite
+  tensorlite completions fish > ~/.config/fish/completions/tensorlite.fish
+
+bash needs its package bash-completion for that folder; without it, have ~/.bashrc run
+`source <(tensorlite completions bash)`. zsh needs `fpath+=(~/.zfunc)` before compinit in ~/.zshrc.
+After an update of tensorlite, print it again.
+"""
 _DEVICES = """\
 Parts of a device have names, too: opencl:0/2:1 is the second of two equal parts of opencl:0.
 
@@ -134,18 +171,22 @@ def _parser() -> argparse.ArgumentParser:
     from .distributed.commands import add_commands
 
     add_commands(commands, _added, _named)
-    kernels = commands.add_parser("kernels", help="tune, export or build OpenCL kernels")
+    summary = "print what completes this command in a shell"
+    completions = _added(commands, "completions", summary, _completions, _COMPLETIONS)
+    completions.add_argument("shell", choices=SHELLS)
+    kernels = _added(commands, "kernels", "tune, export or build OpenCL kernels", None, _KERNELS)
     kernels.set_defaults(command=_help_of(kernels))
     steps = kernels.add_subparsers(title="commands", metavar="COMMAND")
     tune = _added(
         steps, "tune", "find the fastest products and convolutions for a device", _tune, _TUNE
     )
-    export = _added(steps, "export", "write the OpenCL C that a function needs", _export, _FUNCTION)
+    export = _added(steps, "export", "write the OpenCL C that a function needs", _export, _EXPORT)
     for taking in (tune, export):
         taking.add_argument("function", metavar="FUNCTION")
         taking.add_argument("example", metavar="EXAMPLE")
     export.add_argument("--out", required=True, metavar="FOLDER", help="folder to write to")
-    build = _added(steps, "build", "compile an exported folder with a device's compiler", _build)
+    summary = "compile an exported folder with a device's compiler"
+    build = _added(steps, "build", summary, _build, _BUILD)
     build.add_argument("folder", metavar="FOLDER", help="what `kernels export` has written")
     for using in (tune, export, build):
         using.add_argument("--device", default="opencl:0", help="default: %(default)s")
@@ -153,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _added(
-    commands: Any, name: str, summary: str, command: Callable[..., int], epilog: str = ""
+    commands: Any, name: str, summary: str, command: Callable[..., int] | None, epilog: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -174,6 +215,14 @@ def _help_of(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         return 2
 
     return show
+
+
+# ---- completions ---------------------------------------------------------------------------------
+
+
+def _completions(arguments: argparse.Namespace) -> int:
+    print(script(_parser(), arguments.shell))
+    return 0
 
 
 # ---- doctor --------------------------------------------------------------------------------------
@@ -221,7 +270,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     for row in _measurements(arguments, device, shape):
         rows.append(row)
         if not arguments.json:
-            print(_line(row), flush=True)
+            print(described(row), flush=True)
     if arguments.json:
         found = [dataclasses.asdict(row) for row in rows]
         print(json.dumps({"machine": about, "note": warning, "measurements": found}, indent=1))
@@ -276,23 +325,8 @@ def _measurements(
             yield measured(what, amount, "GB/s bus", times)
 
 
-def _line(row: Measurement) -> str:
-    """A measurement for people to read."""
-    value = f"{row.value:,.0f}" if row.value >= 100 else f"{row.value:.3g}"
-    steady = f"{row.spread / row.seconds / 2:.0%}"
-    time = f"{_seconds(row.seconds)} ± {steady}"
-    return f"{row.what:<64}{value:>8} {row.unit:<9} {time:>16} {row.repeats:>5} runs"
-
-
 def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
-
-
-def _seconds(seconds: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
 
 
 def _bytes(count: int) -> str:
