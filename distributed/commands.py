@@ -73,7 +73,7 @@ def add_commands(commands: Any, added: Added, named: Named) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and pathlib.Path(arguments.out).suffix not in _WEIGHTS:
         raise ValueError(f"--out ends in {' or '.join(_WEIGHTS)}, got {arguments.out}")
-    network = _network(arguments.named, arguments.model, arguments.seed)
+    network = network_of(arguments.named, arguments.model, arguments.seed)
     training, held = _data(arguments.data)
     print(f"{len(training)} images to train on, {len(held)} held out", file=sys.stderr)
     objective = CrossEntropy(preprocess=None)
@@ -104,7 +104,12 @@ def _train(arguments: argparse.Namespace) -> int:
 _WEIGHTS = (".safetensors", ".npz")
 
 
-def _network(named: Named, reference: str, seed: int) -> Any:
+def network_of(named: Named, reference: str, seed: int) -> nn.Module:
+    """The network that `reference`, module:Net, makes.
+
+    Raises:
+        ValueError: it makes none.
+    """
     make = named(reference)
     try:
         network = make(random.key(seed))

@@ -33,7 +33,7 @@ ROOMS = (
     ("random", "futex"),
     ("nn", "optim", "data", "io"),
     ("debug", "profiler"),
-    ("doctor",),
+    ("doctor", "bench", "completions"),
     ("cli",),
 )
 # Operations that are made of transforms: composites.
