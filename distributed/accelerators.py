@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorlite as tl
 
@@ -48,6 +49,15 @@ def device_of(rank: int, given: Sequence[tuple[str, str]]) -> str:
         return str(tl.device.get_device(part))
     except ValueError:
         return name  # GPUs, for example, cannot be divided: their driver lets workers take turns
+
+
+def device_of_task(context: Any) -> str:
+    """The device of a task that knows nothing of others, from its `TaskContext`, if it has one: the
+    accelerator that Spark gave it, whole, or the CPU."""
+    if context is None:
+        return "cpu"
+    address = chosen({name: r.addresses for name, r in context.resources().items()})
+    return _named("this host", address) if address else "cpu"
 
 
 def _named(host: str, address: str) -> str:

@@ -71,8 +71,41 @@ def without_pyspark(error: ImportError) -> DistributedError:
     )
 
 
-def check(context: SparkContext, num_workers: int, slots_timeout: float) -> None:
-    """Refuse what would hang or fail later.
+def known_to_spark(context: SparkContext, resources: Any) -> Any:
+    """A `ResourceProfile` that the session knows, from one that was made with or without it.
+
+    Raises:
+        TypeError: it is something else.
+        DistributedError: it asks for executors, or Spark refuses it.
+    """
+    from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+    from pyspark.resource import ResourceProfile
+
+    if not isinstance(resources, ResourceProfile):
+        raise TypeError(
+            "launch: resources is a pyspark.resource.ResourceProfile, as "
+            "ResourceProfileBuilder().require(TaskResourceRequests().resource('gpu', 1)).build "
+            f"makes one, got {type(resources).__name__}"
+        )
+    if resources.executorResources:
+        raise DistributedError(
+            "launch: resources asks for executors of its own "
+            f"({', '.join(resources.executorResources)}), which needs dynamic allocation, and "
+            "Spark's barrier stages do not work with that; name TaskResourceRequests only, and "
+            "give the executors what they need in the session's configuration"
+        )
+    try:
+        java = context.parallelize([0], 1).withResources(resources)._jrdd.getResourceProfile()
+    except Py4JJavaError as error:
+        reason = str(error.java_exception.getMessage())
+        raise DistributedError(f"launch: Spark does not take these resources: {reason}") from None
+    return ResourceProfile(_java_resource_profile=java)
+
+
+def check(
+    context: SparkContext, num_workers: int, slots_timeout: float, resources: Any = None
+) -> None:
+    """Refuse what would hang or fail later. `resources` are what `known_to_spark` gives.
 
     Raises:
         SlotsError: the cluster cannot run `num_workers` tasks at the same time.
@@ -86,9 +119,12 @@ def check(context: SparkContext, num_workers: int, slots_timeout: float) -> None
             "work with it; set it to false and ask for a fixed number of executors "
             "(spark.executor.instances)"
         )
-    slots = _slots(context) if local else _settled_slots(context, num_workers, slots_timeout)
+    if local:
+        slots = _slots(context, resources)
+    else:
+        slots = _settled_slots(context, num_workers, slots_timeout, resources)
     if slots < num_workers:
-        raise SlotsError(_too_few(context, num_workers, slots, local))
+        raise SlotsError(_too_few(context, num_workers, slots, local, resources))
 
 
 def must_encrypt(context: SparkContext, asked: bool | None) -> bool:
@@ -191,13 +227,15 @@ def _is_local(context: SparkContext) -> bool:
     return master == "local" or master.startswith("local[")
 
 
-def _settled_slots(context: SparkContext, num_workers: int, slots_timeout: float) -> int:
+def _settled_slots(
+    context: SparkContext, num_workers: int, slots_timeout: float, resources: Any
+) -> int:
     """The number of slots once it suffices, or once it is clear that no more will come."""
-    promised = _promised_slots(context)
+    promised = _promised_slots(context) if resources is None else None
     if promised is not None and promised < num_workers:
         return promised
     start = last_growth = time.monotonic()
-    slots = most = _slots(context)
+    slots = most = _slots(context, resources)
     while slots < num_workers:
         now = time.monotonic()
         # Nothing yet means a session that has just begun; something, that the rest is close behind,
@@ -206,7 +244,7 @@ def _settled_slots(context: SparkContext, num_workers: int, slots_timeout: float
         if now - start > slots_timeout or settled:
             break
         time.sleep(0.1)
-        slots = _slots(context)
+        slots = _slots(context, resources)
         if slots > most:
             most, last_growth = slots, now
     return slots
@@ -227,15 +265,23 @@ def _promised_slots(context: SparkContext) -> int | None:
     return int(instances) * (int(cores) // task_cpus) if instances and cores else None
 
 
-def _slots(context: SparkContext) -> int:
-    """How many tasks of the default resource profile the executors that are there can run at the
-    same time."""
+def _slots(context: SparkContext, resources: Any) -> int:
+    """How many tasks with these resources (None: those of the session) the executors that are there
+    can run at the same time."""
     scala = context._jsc.sc()
-    return scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile())
+    if resources is None:
+        return scala.maxNumConcurrentTasks(scala.resourceProfileManager().defaultResourceProfile())
+    return scala.maxNumConcurrentTasks(resources._java_resource_profile)
 
 
-def _too_few(context: SparkContext, num_workers: int, slots: int, local: bool) -> str:
+def _too_few(
+    context: SparkContext, num_workers: int, slots: int, local: bool, resources: Any
+) -> str:
     cpus = context.getConf().get("spark.task.cpus", "1")
+    each = f"spark.task.cpus={cpus}"
+    if resources is not None:
+        wanted = resources.taskResources.items()
+        each = "the resources " + ", ".join(f"{name}={r.amount:g}" for name, r in wanted)
     if local:
         more = f"start the session with master local[{num_workers * int(cpus)}]"
     else:
@@ -246,7 +292,7 @@ def _too_few(context: SparkContext, num_workers: int, slots: int, local: bool) -
     fewer = f"lower num_workers to {slots}, or " if slots else "no executor has registered; "
     return (
         f"launch: num_workers={num_workers} but {context.master} has {slots} slots for tasks of "
-        f"spark.task.cpus={cpus}, and all workers must run at the same time; {fewer}{more}"
+        f"{each}, and all workers must run at the same time; {fewer}{more}"
     )
 
 

@@ -32,6 +32,7 @@ def launch(
     encrypt: bool | None = None,
     description: str | None = None,
     pool: str | None = None,
+    resources: Any = None,
 ) -> list[Any]:
     """Run `main(worker, *args)` in `num_workers` workers at the same time, each a task of one Spark
     barrier stage.
@@ -72,6 +73,8 @@ def launch(
             The job's group is the one that the caller has set, so that cancelling it ends the
             workers; Ctrl-C does, too.
         pool: of Spark's fair scheduler.
+        resources: a `pyspark.resource.ResourceProfile` of what each worker's task needs, where that
+            is not what the session's configuration says of all tasks.
 
     Returns:
         [result of rank 0, result of rank 1, ...]
@@ -94,7 +97,9 @@ def launch(
     if data is not None and spark is None:
         spark = getattr(data, "sparkSession", None)
     context = cluster.spark_context(spark, num_workers)
-    cluster.check(context, num_workers, slots_timeout)
+    if resources is not None:
+        resources = cluster.known_to_spark(context, resources)
+    cluster.check(context, num_workers, slots_timeout, resources)
     from .task import BarrierTask  # which needs PySpark
 
     options = Options(
@@ -110,7 +115,8 @@ def launch(
     name = getattr(main, "__qualname__", type(main).__name__)
     about = description or f"tensorlite: {name} on {num_workers} workers"
     with cluster.job(context, about, pool):
-        return _run(context, BarrierTask(call, options, data is not None), data, num_workers)
+        task = BarrierTask(call, options, data is not None)
+        return _run(context, task, data, num_workers, resources)
 
 
 def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:
@@ -127,7 +133,7 @@ def _pickled(main: Callable[..., Any], args: Sequence[Any]) -> bytes:
         ) from error
 
 
-def _run(context: Any, task: Any, data: Any, num_workers: int) -> list[Any]:
+def _run(context: Any, task: Any, data: Any, num_workers: int, resources: Any) -> list[Any]:
     from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
     from pyspark import cloudpickle
 
@@ -135,7 +141,7 @@ def _run(context: Any, task: Any, data: Any, num_workers: int) -> list[Any]:
 
     try:
         with cluster.own_python(context):
-            reports = _reports(context, task, data, num_workers)
+            reports = _reports(context, task, data, num_workers, resources)
     except Py4JJavaError as error:
         text = str(error.java_exception)
         raise WorkerError(failure_in(text) or cluster.failed_task(context, text)) from None
@@ -147,15 +153,17 @@ def _run(context: Any, task: Any, data: Any, num_workers: int) -> list[Any]:
     return [cloudpickle.loads(report.result) for report in sorted(reports, key=lambda r: r.rank)]
 
 
-def _reports(context: Any, task: Any, data: Any, num_workers: int) -> list[Any]:
+def _reports(context: Any, task: Any, data: Any, num_workers: int, resources: Any) -> list[Any]:
     from pyspark import cloudpickle
 
     from .task import ARROW_SCHEMA, in_arrow
 
     if data is None:
-        stage = context.parallelize(range(num_workers), num_workers).barrier()
-        return stage.mapPartitions(task).collect()
+        ranks = context.parallelize(range(num_workers), num_workers)
+        if resources is not None:
+            ranks = ranks.withResources(resources)
+        return ranks.barrier().mapPartitions(task).collect()
     dealt = dealt_out(data, num_workers)
     # As an RDD, whose errors still hold the text that the task has failed with.
-    reported = dealt.mapInArrow(in_arrow(task), ARROW_SCHEMA, barrier=True).rdd
+    reported = dealt.mapInArrow(in_arrow(task), ARROW_SCHEMA, barrier=True, profile=resources).rdd
     return [cloudpickle.loads(bytes(row.report)) for row in reported.collect()]

@@ -20,6 +20,7 @@ def checked_options(options: Any) -> dict[str, Any]:
         "encrypt",
         "description",
         "pool",
+        "resources",
     )
     if options is None:
         return {}

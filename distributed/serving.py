@@ -20,6 +20,7 @@ import pyarrow as pa
 import tensorlite as tl
 
 from . import columns
+from .accelerators import device_of_task
 from .dataframes import DataFrameError
 
 _WARM = 4  # compiled models that a process keeps
@@ -37,6 +38,7 @@ class Scorer:
         is_list: whether it is an array.
         key: what one scorer has compiled in a process serves others with the same key.
         image_size, on_invalid: as `FrameDataset` has them; "skip" gives null for such rows.
+        device: "auto" is the one that Spark's scheduler gives the task, else the CPU.
     """
 
     model: Any
@@ -46,8 +48,14 @@ class Scorer:
     image_size: tuple[int, int] | None = None
     on_invalid: str = "error"
     batch_size: int = 128
-    device: str = "cpu"
+    device: str = "auto"
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    def on(self, device: str) -> Scorer:
+        """This scorer on `device`, unless it has one of its own."""
+        if self.device != "auto":
+            return self
+        return dataclasses.replace(self, device=device, key=f"{self.key} {device}")
 
     def score(self, values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         """For each array of rows an array of what the model says of them, float32 or lists of it;
@@ -130,7 +138,7 @@ def predict_udf(scorer: Scorer, deterministic: bool = True) -> Any:
         context = TaskContext.get()
         if context is not None:
             tl.set_num_threads(context.cpus())
-        yield from scorer.score(values)
+        yield from scorer.on(device_of_task(context)).score(values)
 
     make: Any = arrow_udf  # whose overloads leave out iterators
     udf = make(predict, "array<float>" if scorer.is_list else "float")

@@ -134,7 +134,8 @@ class Trainer:
         tensorboard: a folder for TensorBoard: scalars, and in the end histograms of all parameters.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
-            heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool.
+            heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool,
+            resources.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
             image_size=tuple(size) if size else None,
             on_invalid=self.getOrDefault("handleInvalid"),
             batch_size=batch_size,
-            device="cpu" if device == "auto" else device,
+            device=device,
         )
         # What leaves rows out looks at the outputs first, which must not be computed twice.
         return predict_udf(scorer, deterministic=not skips)

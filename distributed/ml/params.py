@@ -117,7 +117,11 @@ class InferenceParams(HasInputCol, HasPredictionCol):
     predictBatchSize = _param(
         "predictBatchSize", "rows that are computed at a time by transform", _at_least(1)
     )
-    device = _param("device", "where the tensors are, such as 'cpu' or 'opencl:0'", str)
+    device = _param(
+        "device",
+        "where the tensors are, such as 'cpu' or 'opencl:0'; 'auto' is what Spark gives a task",
+        str,
+    )
 
 
 class TrainingParams(

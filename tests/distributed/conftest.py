@@ -56,13 +56,13 @@ def stop_spark():
 
 
 @contextlib.contextmanager
-def spark_local_cluster(workers, **settings):
-    """A session on `workers` executors of one core, each a process of its own."""
+def spark_local_cluster(workers, cores=1, **settings):
+    """A session on `workers` executors of so many cores, each a process of its own."""
     import pyspark
 
     logs = Path(pyspark.__file__).parent / "work"  # where Spark's local cluster keeps its logs
     settings = SMALL_EXECUTORS | settings
-    with spark_session(f"local-cluster[{workers},1,1024]", **settings) as session:
+    with spark_session(f"local-cluster[{workers},{cores},1024]", **settings) as session:
         own = logs / session.sparkContext.applicationId  # executors of others may run beside it
         yield session
     shutil.rmtree(own, ignore_errors=True)

@@ -7,7 +7,7 @@ import pytest
 
 import tensorlite as tl
 import tensorlite.distributed as dist
-from tensorlite import optim
+from tensorlite import nn, optim
 from tensorlite.data import ArrayDataset
 from tensorlite.distributed.accelerators import chosen, device_of
 from tests.distributed.conftest import spark_local_cluster
@@ -75,6 +75,60 @@ def trainer(**options):
     )
 
 
+def scored_on(session):
+    """The devices on which the rows of a DataFrame are scored."""
+    from tensorlite.distributed.ml import TensorliteRegressionModel
+
+    class Where(nn.Module):
+        def __call__(self, x):
+            assert x.ndim == 2
+            return tl.zeros(len(x)) + float(str(tl.zeros(1).device) == "opencl:0")
+
+    model = TensorliteRegressionModel()
+    model.network = Where()
+    model._set(inputCol="x")
+    frame = session.createDataFrame([([0.0, 1.0],)] * 5, "x array<float>").repartition(2)
+    found = [row.prediction for row in model.transform(frame).collect()]
+    return ["opencl:0" if value else "cpu" for value in found]
+
+
+@pytest.mark.spark
+@pytest.mark.xdist_group("spark")
+def test_a_resource_profile_for_the_workers_alone(tmp_path):
+    """Executors have two parts of a device, and each task of the session gets all of it."""
+    from pyspark.resource import (
+        ExecutorResourceRequests,
+        ResourceProfileBuilder,
+        TaskResourceRequests,
+    )
+
+    def wanting(amount):
+        request = TaskResourceRequests().cpus(1).resource("accel", amount)
+        return ResourceProfileBuilder().require(request).build
+
+    script = f"echo '{addresses('cpu')}'\n"
+    settings = offering(script, tmp_path) | {"spark.executor.cores": "2"}
+    with spark_local_cluster(workers=1, cores=2, **settings) as session:
+        with pytest.raises(dist.SlotsError, match="has 1 slots for tasks of spark.task.cpus=1"):
+            dist.launch(lambda worker: 0, num_workers=2, slots_timeout=2)
+        options = {"num_workers": 2, "resources": wanting(0.5)}
+        assert dist.launch(lambda worker: worker.resources["accel"], **options) == [("cpu",)] * 2
+        frame = session.range(10)
+        counts = dist.launch(
+            lambda worker, batches: sum(batch.num_rows for batch in batches), data=frame, **options
+        )
+        assert sum(counts) == 10
+        fit = trainer(num_workers=2, launch_options={"resources": wanting(0.5)}).fit
+        assert len(fit({"w": tl.zeros(2)}, points(), steps=3).history["loss"]) == 3
+        with pytest.raises(dist.SlotsError, match="the resources cpus=1, accel=1"):
+            dist.launch(lambda worker: 0, num_workers=2, resources=wanting(1), slots_timeout=2)
+        with pytest.raises(TypeError, match="ResourceProfileBuilder.* got dict"):
+            dist.launch(lambda worker: 0, num_workers=2, resources={"accel": 1})
+        own = ResourceProfileBuilder().require(ExecutorResourceRequests().cores(1)).build
+        with pytest.raises(dist.DistributedError, match="executors of its own .cores., which need"):
+            dist.launch(lambda worker: 0, num_workers=2, resources=own)
+
+
 @has_opencl
 @pytest.mark.spark
 @pytest.mark.xdist_group("spark")
@@ -95,7 +149,8 @@ def test_a_mixed_cluster_trains_like_one_process(tmp_path):
 @pytest.mark.xdist_group("spark")
 def test_tasks_compute_on_what_spark_gives_them(tmp_path):
     script = f"echo '{addresses('0')}'\n"
-    with spark_local_cluster(workers=2, **offering(script, tmp_path)):
+    with spark_local_cluster(workers=2, **offering(script, tmp_path)) as session:
+        assert set(scored_on(session)) == {"opencl:0"}
         places = dist.launch(
             lambda worker: (worker.device, str(tl.zeros(1).device), dict(worker.resources)),
             num_workers=2,
