@@ -35,7 +35,7 @@ chaos: java $(STAMP)  ## kill, stop and tear in many trainings on a local Spark 
 	@$(BIN)/python -m tests.chaos.run $(ARGS)
 
 docs: $(DOCS)  ## build the documentation's site into build/docs (open build/docs/index.html)
-	@$(BIN)/sphinx-build -q -W --keep-going -j auto -d build/doctrees docs build/docs $(ARGS)
+	@$(BIN)/sphinx-build -q -E -a -W --keep-going -j auto -d build/doctrees docs build/docs $(ARGS)
 
 lint: lint-ruff lint-mypy  ## ruff check, ruff format --check, mypy
 

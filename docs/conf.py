@@ -27,7 +27,8 @@ version = release = tensorlite.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 default_role = "py:obj"  # a name between backticks leads to it, anything else is shown as code
 nitpicky = False
-smartquotes = False
+smartquotes = True
+smartquotes_action = "D"  # dashes only
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -88,6 +89,15 @@ def _plain(line: str) -> str:
     return "`".join(parts)
 
 
+def short_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """`Callable[..., Any]` as it is written."""
+    if not signature:
+        return None
+    return tuple((text or "").replace("[[...]", "[...") for text in (signature, returns))
+
+
 def short_names(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
 ) -> nodes.Element | None:
@@ -105,7 +115,8 @@ def short_names(
 
 
 def setup(app: Sphinx) -> None:
-    """Add the directive `family`, and the two functions above."""
+    """Add the directive `family`, and the functions above."""
     app.add_directive("family", Family)
     app.connect("autodoc-process-docstring", as_restructured, priority=400)
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("missing-reference", short_names)

@@ -199,8 +199,10 @@ def _slots(model: Any, names: Names, flattened: Flattened) -> Iterator[_Slot]:
 
 def _owner_and_name(model: Any, path: str) -> tuple[Any, str]:
     """The innermost module that holds the leaf at `path`, and the name of the leaf in PyTorch."""
-    owner, at, name = None, model, []
-    for part in path.split(".") if path else []:
+    owner, at, rest, name = None, model, path, []
+    while rest:
+        part = _first_part(at, rest)
+        rest = rest[len(part) + 1 :]
         if isinstance(at, nn.Module):
             owner = at
         if not (isinstance(at, nn.Sequential) and part == "layers"):
@@ -209,6 +211,13 @@ def _owner_and_name(model: Any, path: str) -> tuple[Any, str]:
     if name:
         name[-1] = _NAMES.get(type(owner), {}).get(name[-1], name[-1])
     return owner, ".".join(name)
+
+
+def _first_part(node: Any, path: str) -> str:
+    """The name of a child of `node` with which a path begins; keys of dicts may have dots."""
+    if isinstance(node, Mapping):
+        return max((str(k) for k in node if f"{path}.".startswith(f"{k}.")), key=len)
+    return path.partition(".")[0]
 
 
 def _child(node: Any, part: str) -> Any:

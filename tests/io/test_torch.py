@@ -106,6 +106,14 @@ def test_names_by_a_dict_of_modules_and_parameters():
     same(tl.io.from_torch(state, Net(2), names=names), Net(1))
 
 
+def test_keys_with_dots_are_names_of_pytorch():
+    layers = {"features.0": Net().conv, "features": {"1": Net().norm}}
+    state = tl.io.to_torch(layers, as_numpy=True)
+    assert state["features.0.weight"].shape == (8, 3, 3, 3)
+    assert state["features.1.running_mean"].shape == (8,)
+    same(layers, tl.io.from_torch(state, like=layers))
+
+
 def test_values_are_cast_to_the_dtype_of_the_model():
     layer = nn.Linear(2, 3, key=random.key(0))
     state = {k: v.astype(np.float64) for k, v in tl.io.to_torch(layer, as_numpy=True).items()}
