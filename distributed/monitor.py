@@ -108,6 +108,10 @@ class Monitor:
         for stream in list(self._readers):
             self._ask_to_stop(stream)
 
+    def go_on(self) -> None:
+        """Ask nobody any more."""
+        self._stopping = False
+
     def _ask_to_stop(self, stream: Stream) -> None:
         with contextlib.suppress(OSError):  # it has gone, and with it what was to be stopped
             send_all(stream, frame({"stop": True}), time.monotonic() + SEND_SECONDS)

@@ -87,10 +87,21 @@ class Restarts:
         self._without_progress = 0
         self._began_at: int | None = None
 
+    def elsewhere(self, executors: list[str], heard: Heard) -> None:
+        """The training has ended in order, since executors are taken away, and is to go on."""
+        self.count += 1
+        heard.warn(
+            f"executor {', '.join(executors)} is decommissioned; the training goes on from its "
+            "checkpoint on those that stay",
+            stacklevel=5,
+        )
+
     def after(self, error: WorkerError | SlotsError, heard: Heard) -> None:
         """Wait before the next attempt, or raise `error` if there shall be none."""
+        note = f"This was attempt {self.count + 1} of the training"
         if heard.last is not None:
-            error.add_note(f"The last step that was reported as finished is {heard.last}.")
+            note += f"; the last step that was reported as finished is {heard.last}"
+        error.add_note(f"{note}.")
         if not may_be_mended(error) or (isinstance(error, SlotsError) and not self.count):
             raise error
         is_further = heard.first is not None and (

@@ -16,14 +16,14 @@ import tensorlite as tl
 from tensorlite import communication, optim
 from tensorlite.data import ArrayDataset
 
-from . import cluster, recovery
+from . import cluster, decommission, recovery
 from .checkpoint import CheckpointFolder
 from .compression import PowerSGD
 from .dataframes import FrameDataset
 from .errors import SlotsError, WorkerError
 from .launch import launch
 from .local import local_worker
-from .monitor import Monitor, MonitorAddress, Record
+from .monitor import Monitor, Record
 from .options import (
     check_accumulate,
     check_balance,
@@ -401,31 +401,52 @@ class Trainer:
             return dataclasses.replace(progress, state=moved(progress.state, "cpu")), 0
         began, heard = time.monotonic(), recovery.Heard(watch)
         restarts = recovery.Restarts(self.max_restarts, job.checkpoint is not None)
-        with self._monitor(heard) as address:
+        context = cluster.spark_context(self.spark, self.num_workers)
+        with self._monitor(context, heard) as monitor:
             while True:
                 heard.begin()
                 left = None
                 if job.time_limit is not None:
                     left = max(job.time_limit - (time.monotonic() - began), 0.0)
+                given = (dataclasses.replace(job, time_limit=left), model)
                 try:
-                    results = launch(
-                        train_in_worker if frame is None else train_on_rows,
-                        (dataclasses.replace(job, time_limit=left), model, address)
-                        + (() if frame is None else (frame.reading(),)),
-                        num_workers=self.num_workers,
-                        data=None if frame is None else frame.selected(),
-                        spark=self.spark,
-                        device=self.device,
-                        **{
-                            "description": self._described(job),
-                            **self.launch_options,
-                            "timeout": self.first_step_timeout,  # the loop lowers it later
-                        },
-                    )
+                    with self._leaving(context, monitor) as executors:
+                        progress = self._launched(given, monitor, frame)
                 except (WorkerError, SlotsError) as error:
                     restarts.after(error, heard)  # raises it, or waits
-                else:
-                    return results[0], restarts.count
+                    continue
+                is_over = progress.stopped != "stop()" or self._stopping.is_set()
+                if monitor is None or not executors or is_over:
+                    return progress, restarts.count
+                restarts.elsewhere(executors, heard)
+                monitor.go_on()
+
+    def _launched(
+        self, given: tuple[Job, Any], monitor: Monitor | None, frame: FrameDataset | None
+    ) -> Progress:
+        """One attempt at the training."""
+        job, model = given
+        rest = () if frame is None else (frame.reading(),)
+        results = launch(
+            train_in_worker if frame is None else train_on_rows,
+            (job, model, None if monitor is None else monitor.address, *rest),
+            num_workers=self.num_workers,
+            data=None if frame is None else frame.selected(),
+            spark=self.spark,
+            device=self.device,
+            **{
+                "description": self._described(job),
+                **self.launch_options,
+                "timeout": self.first_step_timeout,  # the loop lowers it later
+            },
+        )
+        return results[0]
+
+    def _leaving(self, context: Any, monitor: Monitor | None) -> Any:
+        """Notices executors that are taken away, which ends an attempt that can go on elsewhere."""
+        if monitor is None or self.checkpoint is None or not self.max_restarts:
+            return contextlib.nullcontext([])
+        return decommission.noticed(context, monitor.stop)
 
     def _options(self, job: Job) -> dict[str, Any]:
         """The configuration, for people to read."""
@@ -448,9 +469,8 @@ class Trainer:
         )
 
     @contextlib.contextmanager
-    def _monitor(self, watch: Watcher) -> Iterator[MonitorAddress | None]:
-        """Where rank 0 may report to, while the block runs."""
-        context = cluster.spark_context(self.spark, self.num_workers)
+    def _monitor(self, context: Any, watch: Watcher) -> Iterator[Monitor | None]:
+        """Whom rank 0 may report to, while the block runs."""
         encrypt = cluster.must_encrypt(context, self.launch_options.get("encrypt"))
         host = cluster.driver_host(context)
         with contextlib.ExitStack() as stack:
@@ -469,7 +489,7 @@ class Trainer:
             if self._stopping.is_set():
                 monitor.stop()
             try:
-                yield monitor.address
+                yield monitor
             finally:
                 self._running = None
 
