@@ -16,7 +16,7 @@ import tensorlite as tl
 from tensorlite import communication, optim
 from tensorlite.data import ArrayDataset
 
-from . import cluster, recovery
+from . import cluster, recovery, sparkpages
 from .checkpoint import CheckpointFolder
 from .compression import PowerSGD
 from .dataframes import FrameDataset
@@ -376,6 +376,8 @@ class Trainer:
                     job = with_rows(worker, job, frame.batches(), frame.reading())
                 progress = train(worker, job, here, _Direct(watch, self._stopping))
             return dataclasses.replace(progress, state=moved(progress.state, "cpu")), 0
+        context = cluster.spark_context(self.spark, self.num_workers)
+        watch.also(sparkpages.Notes(context, sparkpages.epochs_of(job)))
         began, heard = time.monotonic(), recovery.Heard(watch)
         restarts = recovery.Restarts(self.max_restarts, job.checkpoint is not None)
         with self._monitor(heard) as address:
@@ -393,7 +395,10 @@ class Trainer:
                         data=None if frame is None else frame.selected(),
                         spark=self.spark,
                         device=self.device,
-                        **{"description": self._described(job), **self.launch_options},
+                        **{
+                            "description": self._described(job, restarts.count),
+                            **self.launch_options,
+                        },
                     )
                 except (WorkerError, SlotsError) as error:
                     restarts.after(error, heard)  # raises it, or waits
@@ -413,12 +418,8 @@ class Trainer:
         chosen = {n: v for n, v in vars(job).items() if n not in hidden and v is not None}
         return {"num_workers": self.num_workers, "device": self.device, **chosen}
 
-    def _described(self, job: Job) -> str:
-        length = f"{job.epochs} epochs" if job.epochs is not None else f"{job.steps} steps"
-        return (
-            f"tensorlite: {length} in batches of {self.batch_size} rows on {self.num_workers} "
-            "workers"
-        )
+    def _described(self, job: Job, restarts: int = 0) -> str:
+        return sparkpages.planned(job, self.num_workers, restarts)
 
     @contextlib.contextmanager
     def _monitor(self, watch: Watcher) -> Iterator[MonitorAddress | None]:
