@@ -23,6 +23,7 @@ from .errors import (
 )
 from .launch import launch
 from .local import local_worker, run_local
+from .records import cifar10_records
 from .trainer import Trainer, TrainingResult
 from .worker import Worker, current_worker
 
@@ -44,6 +45,7 @@ __all__ = [
     "all_reduce",
     "barrier",
     "broadcast",
+    "cifar10_records",
     "current_worker",
     "launch",
     "load_checkpoint",

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .dataframes import DataFrameError
+from .dataframes import DataFrameError, Shape
 
 _IMAGE_FIELDS = {"height", "width", "nChannels", "mode", "data"}
 # OpenCV's numbers for 8-bit images of 1, 3 and 4 channels, which Spark's image source gives.
@@ -41,12 +41,15 @@ def read(
     array: pa.Array,
     image_size: tuple[int, int] | None = None,
     pool: concurrent.futures.Executor | None = None,
+    planar: Shape | None = None,
 ) -> Column:
     """The column `name` of a batch.
 
     Args:
         image_size: (height, width) to which images are scaled.
         pool: where images are decoded; None decodes them here.
+        planar: (channels, height, width) of the raw pixels that a column of bytes holds; None if
+            it holds encoded images.
 
     Raises:
         DataFrameError: the column has a type that is not understood, or rows of several shapes.
@@ -57,6 +60,13 @@ def read(
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _lists(name, array)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if planar is not None:
+            if image_size not in (None, planar[1:]):
+                raise DataFrameError(
+                    f"column {name!r} has raw pixels of {planar[1]} x {planar[2]}, which are not "
+                    f"scaled; leave the image size {image_size} out"
+                )
+            return _planes(array, planar)
         decode = functools.partial(_decoded, size=image_size)
         return _images(name, array.to_pylist(), decode, pool)
     if pa.types.is_struct(kind) and {field.name for field in kind} >= _IMAGE_FIELDS:
@@ -180,12 +190,31 @@ def _of_one_kind(array: pa.Array, size: tuple[int, int] | None) -> np.ndarray | 
         return None
     if not pc.all(pc.equal(pc.binary_length(data), math.prod(shape))).as_py():
         return None
+    pixels = _bytes_of(data, shape)
+    return pixels if channels == 1 else np.ascontiguousarray(pixels[..., 2::-1])
+
+
+def _planes(array: pa.Array, shape: Shape) -> Column:
+    """Raw pixels, one channel's plane after the other, as (n, height, width, channels)."""
+    problems = _nulls(array)
+    lengths = pc.binary_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+    sound = lengths == math.prod(shape)
+    for row in np.flatnonzero(~sound & (lengths >= 0)).tolist():
+        wanted = " x ".join(map(str, shape))
+        problems[row] = f"{lengths[row]} bytes of raw pixels, not {wanted} = {math.prod(shape)}"
+    if not sound.all():
+        array = array.filter(pa.array(sound))
+    pixels = _bytes_of(array, shape) if len(array) else np.empty((0, *shape), np.uint8)
+    return Column(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), problems)
+
+
+def _bytes_of(data: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of bytes, whose values all have the length of `shape`, as it lies in memory."""
     offset_type = np.int64 if pa.types.is_large_binary(data.type) else np.int32
     _, offsets, content = data.buffers()
     begin = int(np.frombuffer(offsets, offset_type)[data.offset])
     count = len(data) * math.prod(shape)
-    pixels = np.frombuffer(content, np.uint8, count, begin).reshape(len(data), *shape)
-    return pixels if channels == 1 else np.ascontiguousarray(pixels[..., 2::-1])
+    return np.frombuffer(content, np.uint8, count, begin).reshape(len(data), *shape)
 
 
 def _scaled(image: Any, size: tuple[int, int] | None) -> Any:

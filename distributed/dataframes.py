@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 KEY = "__tensorlite_key"  # the column with the hash
+PLANAR = "tensorlite.planar_images"  # in a column's metadata: (channels, height, width)
 SPOOL_BYTES = 64 << 30
+
+Shape = tuple[int, int, int]
 
 
 class DataFrameError(ValueError):
@@ -44,7 +47,9 @@ class FrameDataset:
       length;
     - the struct of Spark's image data source: (N, height, width, channels), uint8, RGB;
     - bytes: PNG, JPEG and whatever else Pillow reads, decoded to the same; a grey image has one
-      channel, and others have three.
+      channel, and others have three;
+    - bytes that are raw pixels, where `planar_images` or the column's metadata says so (see
+      `dist.cifar10_records`): (N, height, width, channels), uint8.
 
     Args:
         frame: the DataFrame.
@@ -58,6 +63,9 @@ class FrameDataset:
             trained on but measured after every epoch.
         spool_bytes: how many bytes a worker may write to its temporary files, where it keeps its
             rows (in Spark's local folders, or below TMPDIR).
+        planar_images: (channels, height, width) of the raw pixels that columns of bytes hold, one
+            channel's plane after the other, as in CIFAR-10's records; None takes bytes for encoded
+            images, unless the column's metadata says otherwise.
     """
 
     frame: DataFrame
@@ -67,6 +75,7 @@ class FrameDataset:
     id_column: str | None = None
     validation_column: str | None = None
     spool_bytes: int = SPOOL_BYTES
+    planar_images: Shape | None = None
 
     def __post_init__(self) -> None:
         known = self.frame.columns
@@ -94,6 +103,18 @@ class FrameDataset:
             len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
         ):
             raise ValueError(f"FrameDataset: image_size is (height, width), got {size!r}")
+        planar = self.planar_images
+        if planar is not None and not (
+            len(planar) == 3 and all(isinstance(n, int) and n > 0 for n in planar)
+        ):
+            raise ValueError(
+                f"FrameDataset: planar_images is (channels, height, width), got {planar!r}"
+            )
+        if planar is not None and size is not None:
+            raise ValueError(
+                f"FrameDataset: planar_images={planar!r} have a size of their own and are not "
+                f"scaled; leave image_size={size!r} out"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,19 +149,34 @@ class FrameDataset:
             on_invalid=self.on_invalid,
             has_mark=self.validation_column is not None,
             spool_bytes=self.spool_bytes,
+            planar={n: planar_of(self.frame, n, self.planar_images) for n in self.names},
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """How the rows of a DataFrame are read; see `FrameDataset`. `has_mark` says that there is a
-    column that marks validation rows."""
+    column that marks validation rows; `planar` has the shape of each column's raw pixels."""
 
     names: tuple[str, ...]
     image_size: tuple[int, int] | None = None
     on_invalid: str = "error"
     has_mark: bool = False
     spool_bytes: int = SPOOL_BYTES
+    planar: Mapping[str, Shape | None] = dataclasses.field(default_factory=dict)
+
+
+def planar_of(frame: DataFrame, name: str, chosen: Shape | None) -> Shape | None:
+    """(channels, height, width) of the raw pixels in a column: as was chosen, or else as its
+    metadata says; None of columns that are not bytes."""
+    from pyspark.sql.types import BinaryType
+
+    field = frame.schema[name]
+    found = chosen if chosen is not None else field.metadata.get(PLANAR)
+    if found is None or not isinstance(field.dataType, BinaryType):
+        return None
+    channels, height, width = found
+    return channels, height, width
 
 
 def plain(frame: DataFrame, name: str) -> Any:

@@ -21,7 +21,7 @@ import tensorlite as tl
 
 from . import columns
 from .accelerators import device_of_task
-from .dataframes import DataFrameError
+from .dataframes import DataFrameError, Shape
 
 _WARM = 4  # compiled models that a process keeps
 _warm: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
@@ -38,6 +38,7 @@ class Scorer:
         is_list: whether it is an array.
         key: what one scorer has compiled in a process serves others with the same key.
         image_size, on_invalid: as `FrameDataset` has them; "skip" gives null for such rows.
+        planar: as `planar_images` of a `FrameDataset`.
         device: "auto" is the one that Spark's scheduler gives the task, else the CPU.
     """
 
@@ -46,6 +47,7 @@ class Scorer:
     is_list: bool
     column: str = "value"
     image_size: tuple[int, int] | None = None
+    planar: Shape | None = None
     on_invalid: str = "error"
     batch_size: int = 128
     device: str = "auto"
@@ -80,7 +82,7 @@ class Scorer:
 
         def read(first: int) -> columns.Column:
             part = array.slice(first, self.batch_size)
-            return columns.read(self.column, part, self.image_size)
+            return columns.read(self.column, part, self.image_size, planar=self.planar)
 
         starts = range(0, len(array), self.batch_size)
         coming = pool.submit(read, 0) if len(array) else None

@@ -99,7 +99,9 @@ class _Reader:
         """Keep the sound rows of a batch."""
         reading = self._reading
         read = [
-            columns.read(name, batch.column(place), reading.image_size, pool)
+            columns.read(
+                name, batch.column(place), reading.image_size, pool, reading.planar.get(name)
+            )
             for place, name in enumerate(reading.names)
         ]
         bad = sorted(set().union(*(column.problems for column in read)))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ import tensorlite as tl
 from tensorlite import communication, optim
 from tensorlite.data import ArrayDataset
 
-from . import cluster, decommission, recovery
+from . import recovery, sparkpages
+from .attempts import Attempts
 from .checkpoint import CheckpointFolder
 from .compression import PowerSGD
 from .dataframes import FrameDataset
-from .errors import SlotsError, WorkerError
-from .launch import launch
 from .local import local_worker
-from .monitor import Monitor, Record
+from .monitor import Record
 from .options import (
     check_accumulate,
     check_balance,
@@ -35,7 +33,7 @@ from .options import (
 )
 from .result import TrainingResult, result_of
 from .steps import Job
-from .training import Progress, moved, train, train_in_worker, train_on_rows, with_rows
+from .training import Progress, moved, train, with_rows
 from .watching import Watch, Watcher, watching
 
 
@@ -239,16 +237,22 @@ class Trainer:
         self.accumulate = accumulate
         self.balance = balance
         self.seed = seed
-        self.max_restarts = max_restarts
         self.on_nonfinite, self.time_limit = on_nonfinite, time_limit
         self.first_step_timeout = first_step_timeout
         self._stopping = threading.Event()
-        self._running: Monitor | None = None
         self.progress = progress
         self.report = str(report) if report is not None else None
         self.tensorboard = str(tensorboard) if tensorboard is not None else None
-        self.spark = spark
         self.launch_options = checked_options(launch_options)
+        self._attempts = Attempts(
+            num_workers=num_workers,
+            spark=spark,
+            device=self.device,
+            launch_options=self.launch_options,
+            first_step_timeout=first_step_timeout,
+            max_restarts=max_restarts,
+            stopping=self._stopping,
+        )
 
     def fit(
         self,
@@ -289,7 +293,11 @@ class Trainer:
         began = time.perf_counter()
         self._stopping.clear()
         with watching(
-            self.progress, self.report, self.tensorboard, self._described(job), self._options(job)
+            self.progress,
+            self.report,
+            self.tensorboard,
+            sparkpages.planned(job, self.num_workers, restarts=0),
+            self._options(job),
         ) as watch:
             progress, restarts = self._run(job, model, watch, frame)
             seconds = time.perf_counter() - began
@@ -304,9 +312,7 @@ class Trainer:
     def stop(self) -> None:
         """End a `fit` that goes on in another thread: all workers after the same step, with a
         checkpoint if there is a folder for it. `fit` then returns what there is."""
-        self._stopping.set()
-        if self._running is not None:
-            self._running.stop()
+        self._attempts.stop()
 
     def _frame(self, data: Any, validation: Any) -> FrameDataset | None:
         """The data as columns of a DataFrame, if they are."""
@@ -399,54 +405,7 @@ class Trainer:
                     job = with_rows(worker, job, frame.batches(), frame.reading())
                 progress = train(worker, job, here, _Direct(watch, self._stopping))
             return dataclasses.replace(progress, state=moved(progress.state, "cpu")), 0
-        began, heard = time.monotonic(), recovery.Heard(watch)
-        restarts = recovery.Restarts(self.max_restarts, job.checkpoint is not None)
-        context = cluster.spark_context(self.spark, self.num_workers)
-        with self._monitor(context, heard) as monitor:
-            while True:
-                heard.begin()
-                left = None
-                if job.time_limit is not None:
-                    left = max(job.time_limit - (time.monotonic() - began), 0.0)
-                given = (dataclasses.replace(job, time_limit=left), model)
-                try:
-                    with self._leaving(context, monitor) as executors:
-                        progress = self._launched(given, monitor, frame)
-                except (WorkerError, SlotsError) as error:
-                    restarts.after(error, heard)  # raises it, or waits
-                    continue
-                is_over = progress.stopped != "stop()" or self._stopping.is_set()
-                if monitor is None or not executors or is_over:
-                    return progress, restarts.count
-                restarts.elsewhere(executors, heard)
-                monitor.go_on()
-
-    def _launched(
-        self, given: tuple[Job, Any], monitor: Monitor | None, frame: FrameDataset | None
-    ) -> Progress:
-        """One attempt at the training."""
-        job, model = given
-        rest = () if frame is None else (frame.reading(),)
-        results = launch(
-            train_in_worker if frame is None else train_on_rows,
-            (job, model, None if monitor is None else monitor.address, *rest),
-            num_workers=self.num_workers,
-            data=None if frame is None else frame.selected(),
-            spark=self.spark,
-            device=self.device,
-            **{
-                "description": self._described(job),
-                **self.launch_options,
-                "timeout": self.first_step_timeout,  # the loop lowers it later
-            },
-        )
-        return results[0]
-
-    def _leaving(self, context: Any, monitor: Monitor | None) -> Any:
-        """Notices executors that are taken away, which ends an attempt that can go on elsewhere."""
-        if monitor is None or self.checkpoint is None or not self.max_restarts:
-            return contextlib.nullcontext([])
-        return decommission.noticed(context, monitor.stop)
+        return self._attempts.train(job, model, watch, frame)
 
     def _options(self, job: Job) -> dict[str, Any]:
         """The configuration, for people to read."""
@@ -460,38 +419,6 @@ class Trainer:
         )
         chosen = {n: v for n, v in vars(job).items() if n not in hidden and v is not None}
         return {"num_workers": self.num_workers, "device": self.device, **chosen}
-
-    def _described(self, job: Job) -> str:
-        length = f"{job.epochs} epochs" if job.epochs is not None else f"{job.steps} steps"
-        return (
-            f"tensorlite: {length} in batches of {self.batch_size} rows on {self.num_workers} "
-            "workers"
-        )
-
-    @contextlib.contextmanager
-    def _monitor(self, context: Any, watch: Watcher) -> Iterator[Monitor | None]:
-        """Whom rank 0 may report to, while the block runs."""
-        encrypt = cluster.must_encrypt(context, self.launch_options.get("encrypt"))
-        host = cluster.driver_host(context)
-        with contextlib.ExitStack() as stack:
-            try:
-                monitor = stack.enter_context(Monitor(host, watch, encrypt))
-            except OSError as error:
-                warnings.warn(
-                    f"progress is not shown, and stop() does not reach the workers: this process "
-                    f"cannot listen at spark.driver.host ({host}): {error}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-                yield None
-                return
-            self._running = monitor
-            if self._stopping.is_set():
-                monitor.stop()
-            try:
-                yield monitor
-            finally:
-                self._running = None
 
 
 class _Direct:

@@ -35,6 +35,11 @@ class Watch:
         for watcher in self._watchers:
             watcher(record)
 
+    def also(self, watcher: Any) -> None:
+        """Let another one watch, who wants to know the end, too."""
+        self._watchers.append(watcher)
+        self._endings.append(watcher)
+
     def warn(self, text: str) -> None:
         """A warning of the run's."""
         for watcher in self._watchers:

@@ -15,7 +15,7 @@ from pyspark.sql import functions as sf
 from tensorlite import optim, random
 
 from .. import cluster
-from ..dataframes import DataFrameError, FrameDataset, plain, quoted
+from ..dataframes import DataFrameError, FrameDataset, Shape, plain, planar_of, quoted
 from ..objectives import Application, CrossEntropy, Objective, SquaredError, loss_of
 from ..serving import Scorer, predict_udf
 from ..trainer import Trainer
@@ -67,6 +67,9 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
         """The network as a function of a column: array<float>, the logits, of a classifier; float
         of a regressor. For `select`, `withColumn` and `spark.udf.register`; columns of vectors are
         given as `vector_to_array(column)`."""
+        return self._udf(_planar(self))
+
+    def _udf(self, planar: Shape | None) -> Any:
         if self.network is None:
             raise ValueError(f"{type(self).__name__} has no network; it comes from fit or load")
         size = self.getOrDefault("imageSize") if self.isDefined("imageSize") else None
@@ -81,6 +84,7 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
             is_list=self._is_classifier,
             column=self.getInputCol(),
             image_size=tuple(size) if size else None,
+            planar=planar,
             on_invalid=self.getOrDefault("handleInvalid"),
             batch_size=batch_size,
             device=device,
@@ -110,7 +114,8 @@ class _Fitted(Model, InferenceParams, MLReadable[Any], MLWritable):
                 f"{', '.join(dataset.columns)}"
             )
         with cluster.own_python(dataset.sparkSession.sparkContext):
-            outputs = self.udf()(plain(dataset, column))
+            planar = planar_of(dataset, column, _planar(self))
+            outputs = self._udf(planar)(plain(dataset, column))
         scored = dataset.withColumn(name, outputs)
         if self.getOrDefault("handleInvalid") == "skip":
             scored = scored.filter(sf.col(quoted(name)).isNotNull())
@@ -271,6 +276,7 @@ class _Trained(Estimator[Any], TrainingParams, MLReadable[Any], MLWritable):
             on_invalid=self.getOrDefault("handleInvalid"),
             id_column=_optional(self, "idCol"),
             validation_column=mark,
+            planar_images=_planar(self),
         )
 
     def _mean_weight(self, dataset: DataFrame, weight: str | None) -> float:
@@ -356,6 +362,12 @@ class TensorliteRegressor(_Trained):
 
     def _label(self, column: Any) -> Any:
         return column.cast("float")
+
+
+def _planar(instance: Params) -> Shape | None:
+    """The Param planarImages, if it is set."""
+    chosen = _optional(instance, "planarImages")
+    return tuple(chosen) if chosen else None
 
 
 def _optional(instance: Params, name: str) -> Any:

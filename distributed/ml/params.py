@@ -60,6 +60,13 @@ def _of_choice(*choices: str) -> Callable[[Any], str]:
     return convert
 
 
+def _shape(value: Any) -> list[int]:
+    sizes = [_at_least(1)(n) for n in TypeConverters.toListInt(value)]
+    if len(sizes) != 3:
+        raise TypeError(f"[channels, height, width] is expected, got {value!r}")
+    return sizes
+
+
 def _optimizer(value: Any) -> Any:
     if isinstance(value, str):
         return _of_choice("sgd", "adam", "adamw")(value)
@@ -108,6 +115,12 @@ class InferenceParams(HasInputCol, HasPredictionCol):
         "imageSize",
         "[height, width] to which images are scaled; by default they must be of one size",
         lambda value: [_at_least(1)(n) for n in TypeConverters.toListInt(value)],
+    )
+    planarImages = _param(
+        "planarImages",
+        "[channels, height, width] of the raw pixels in a column of bytes, one channel's plane "
+        "after the other; by default what the column's metadata says (see dist.cifar10_records)",
+        _shape,
     )
     handleInvalid = _param(
         "handleInvalid",

@@ -69,6 +69,7 @@ def fit(
     folder: pathlib.Path,
     watch: Callable[[dict[str, Any]], None],
     rows: Any = None,
+    steps: int = STEPS,
     **options: Any,
 ) -> Any:
     """A training with two workers, on a DataFrame if one is given."""
@@ -83,7 +84,7 @@ def fit(
         progress=watch,
         **options,
     )
-    return trainer.fit(model(), data() if rows is None else rows, steps=STEPS)
+    return trainer.fit(model(), data() if rows is None else rows, steps=steps)
 
 
 def worker(folder: pathlib.Path, rank: int) -> int:

@@ -96,8 +96,38 @@ def test_an_exception_in_the_users_code_is_raised_at_once(spark: Any) -> None:
     assert (error.value.rank, error.value.error_type) == (1, "ValueError")
 
 
+def test_an_executor_that_is_decommissioned(tmp_path: pathlib.Path) -> None:
+    """The training ends in order, with a checkpoint, and goes on from the very next step."""
+    steps: list[int] = []
+    settings = {"spark.decommission.enabled": "true"}
+    with spark_local_cluster(workers=2, **settings) as session:
+        undisturbed = faults.fit(tmp_path / "undisturbed", lambda record: None, steps=MANY)
+
+        def watch(record: dict[str, Any]) -> None:
+            if not steps:
+                decommission(session.sparkContext, "0")
+            steps.append(record["step"])
+
+        with pytest.warns(RuntimeWarning, match=r"executor 0 \(.*is decommissioned; the training"):
+            result = faults.fit(tmp_path / "struck", watch, steps=MANY)
+    assert result.summary["restarts"] == 1 and result.summary["stopped"] == ""
+    assert steps == sorted(set(steps))  # no step was made twice
+    assert faults.differences(result, undisturbed) == []
+
+
+MANY = 3 * faults.STEPS  # so that it lasts until the driver has noticed
+
+
+def decommission(context: Any, executor: str) -> None:
+    """What Spark does when the host of an executor is to be taken away."""
+    scala, jvm = context._jsc.sc(), context._jvm
+    nowhere = getattr(jvm, "scala.None$").__getattr__("MODULE$")
+    info = jvm.org.apache.spark.scheduler.ExecutorDecommissionInfo("a test", nowhere)
+    assert scala.schedulerBackend().decommissionExecutor(executor, info, False, False)
+
+
 def test_on_a_standalone_cluster(undisturbed: Any, tmp_path: pathlib.Path) -> None:
-    """The last test in this file, since it ends the session of the others."""
+    """The last tests in this file end the session of the others."""
     (tmp_path / "cluster").mkdir()
     with spark_standalone(3, tmp_path / "cluster"):
         for fault in faults.ON_STANDALONE:

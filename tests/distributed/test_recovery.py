@@ -59,7 +59,7 @@ def test_restarts_without_progress_are_limited() -> None:
     with pytest.raises(WorkerError) as error:
         run.restarts.after(lost(), run.heard)
     notes = " ".join(error.value.__notes__)
-    assert "The last step that was reported as finished is 11." in notes
+    assert "of the training; the last step that was reported as finished is 11." in notes
     assert "started again 2 times from the same step" in notes
     assert run.pauses == [1.0, 2.0]
 

@@ -270,15 +270,14 @@ def test_on_executors_that_are_processes(cluster, tmp_path, shipped_by_value):
 
 
 def test_a_driver_that_cannot_listen_trains_without_being_watched(monkeypatch):
-    monkeypatch.setattr(dist.trainer.cluster, "spark_context", lambda *args: None)
-    monkeypatch.setattr(dist.trainer.cluster, "must_encrypt", lambda *args: False)
+    monkeypatch.setattr(dist.attempts.cluster, "must_encrypt", lambda *args: False)
     # An address for documentation, which no machine has.
-    monkeypatch.setattr(dist.trainer.cluster, "driver_host", lambda context: "203.0.113.1")
+    monkeypatch.setattr(dist.attempts.cluster, "driver_host", lambda context: "203.0.113.1")
     with (
         pytest.warns(RuntimeWarning, match=r"cannot listen at spark.driver.host \(203.0.113.1\)"),
-        trainer(num_workers=2)._monitor(lambda record: None) as address,
+        trainer(num_workers=2)._attempts._listening(None, lambda record: None) as monitor,
     ):
-        assert address is None
+        assert monitor is None
 
 
 # ---- the monitor ---------------------------------------------------------------------------------
