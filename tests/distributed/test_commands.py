@@ -2,8 +2,6 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -76,17 +74,3 @@ def test_what_is_typed_wrong_is_said(place, capsys, arguments, message):
 def test_a_folder_without_a_run(place, capsys):
     assert cli.main(["report", "."]) == 2
     assert "has no run.json" in capsys.readouterr().err
-
-
-@pytest.mark.spark
-@pytest.mark.xdist_group("spark")
-def test_the_example_of_a_pipeline_runs():
-    root = pathlib.Path(__file__).parent.parent.parent
-    run = subprocess.run(
-        [sys.executable, str(root / "examples" / "spark_ml.py"), "--epochs", "4"],
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout.partition("accuracy ")[2].partition("%")[0]) > 85
