@@ -121,7 +121,10 @@ class Trainer:
             after an epoch the validation's measures.
         report: a local folder in which the run is recorded, with a page `report.html` to open in a
             browser, also while the run goes on.
-        tensorboard: a folder for TensorBoard: scalars, and in the end histograms of all parameters.
+        tensorboard: a folder for TensorBoard: scalars, the graph of the loss, and in the end
+            histograms of all parameters.
+        histograms_every: with tensorboard, also histograms of parameters and gradients after so
+            many steps, again and again. With shard_optimizer of parameters alone.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
             heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool.
@@ -156,6 +159,7 @@ class Trainer:
         progress: bool | Watcher = True,
         report: str | None = None,
         tensorboard: str | None = None,
+        histograms_every: int | None = None,
         spark: Any = None,
         launch_options: dict[str, Any] | None = None,
     ):
@@ -193,6 +197,10 @@ class Trainer:
             raise ValueError(
                 f"Trainer: time_limit is a positive number of seconds, got {time_limit!r}"
             )
+        if histograms_every is not None:
+            check_count("histograms_every", histograms_every, 1)
+            if tensorboard is None:
+                raise ValueError("Trainer: histograms_every needs a folder for tensorboard")
         if bucket_bytes is not None:
             check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
@@ -232,6 +240,7 @@ class Trainer:
         self.progress = progress
         self.report = str(report) if report is not None else None
         self.tensorboard = str(tensorboard) if tensorboard is not None else None
+        self.histograms_every = histograms_every
         self.spark = spark
         self.launch_options = checked_options(launch_options)
 
@@ -274,7 +283,13 @@ class Trainer:
         began = time.perf_counter()
         self._stopping.clear()
         with watching(
-            self.progress, self.report, self.tensorboard, self._described(job), self._options(job)
+            self.progress,
+            self.report,
+            self.tensorboard,
+            self._described(job),
+            self._options(job),
+            self.loss,
+            model,
         ) as watch:
             progress, restarts = self._run(job, model, watch, frame)
             seconds = time.perf_counter() - began
@@ -357,6 +372,8 @@ class Trainer:
             evaluate=self.evaluate,
             validation=validation.arrays if validation is not None else None,
             patience=self.patience,
+            tensorboard=self.tensorboard is not None,
+            histograms_every=self.histograms_every,
         )
         if self.patience is not None and data is not None and validation is None:
             raise ValueError("Trainer.fit: patience needs validation rows")
@@ -413,6 +430,7 @@ class Trainer:
             "counts",
             "validation_counts",
             "skipped_rows",
+            "tensorboard",
             "optimizer",
         )
         chosen = {n: v for n, v in vars(job).items() if n not in hidden and v is not None}

@@ -25,6 +25,7 @@ from .batches import Batch, batches, gathered, order_of
 from .checkpoint import CheckpointFolder, Writer
 from .collectives import all_gather, broadcast
 from .dataframes import Reading
+from .details import Details
 from .errors import DistributedError
 from .monitor import MonitorAddress, Reporter
 from .steps import Functions, Job, is_float
@@ -195,6 +196,7 @@ def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Pr
     """The steps from `step` on."""
     worker, job, functions, report = run.worker, run.job, run.functions, run.report
     validation = run.validation
+    details = Details(job, report if worker.rank == 0 else None)
     timing = Timing()
     shapes_seen: set[tuple[int, ...]] = set()
     stopped, skipped = "", 0
@@ -210,12 +212,16 @@ def _loop(run: Run, step: int, state: dict[str, Any], losses: list[float]) -> Pr
             losses.append(math.nan)
             wish, skipped = 0.0, skipped + 1
         else:
-            state, told = functions.step(state, step, batch.shares, arrays, run.wishes.number())
+            wants = details.wants_gradients(step + 1)
+            state, told = functions.step(
+                state, step, batch.shares, arrays, run.wishes.number(), wants
+            )
             losses.append(float(told["loss"]))
             wish = float(told["wish"])
             if not (math.isfinite(losses[-1]) and bool(told["made"])):
                 what = _not_finite(worker, losses[-1], bool(told["own"]), step + 1, batch)
                 skipped += _treat(run, what, step, first=skipped == 0)
+            details.after(step + 1, arrays[0], state["model"], told.get("gradients", []))
         step += 1
         stopped = reason_of(wish) if step < job.steps else ""
         done, after = time.perf_counter(), communication.spent()
