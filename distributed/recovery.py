@@ -46,6 +46,11 @@ class Heard:
         if "warning" in record:
             self.warn(str(record["warning"]), stacklevel=3)
             return
+        if "details" in record:
+            tell = getattr(self._watch, "details", None)
+            if tell is not None:
+                tell(record["details"])
+            return
         with self._lock:
             step = int(record["step"])
             if self.first is None:

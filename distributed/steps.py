@@ -22,7 +22,7 @@ from .compression import PowerSGD
 from .sharding import ShardedOptimizer
 from .worker import Worker
 
-Told = dict[str, tl.Tensor]
+Told = dict[str, Any]
 
 _LOSS_STREAM, _AUGMENT_STREAM = 1, 2  # independent keys from the one seed
 
@@ -37,6 +37,7 @@ class Job:
         epochs: where the number of steps follows from rows that only the workers know.
         validation: arrays of rows that all workers have, or with `counts` this worker's own.
         timeout: that of collectives, once a step of the same shapes is done.
+        tensorboard: whether there is one, for which rank 0 tells more.
     """
 
     loss: Callable[..., Any]
@@ -69,6 +70,8 @@ class Job:
     timeout: float = 300.0
     first_step_timeout: float = 1800.0
     balance: bool = False
+    tensorboard: bool = False
+    histograms_every: int | None = None
 
     @property
     def rows(self) -> int:
@@ -114,7 +117,7 @@ class Functions:
         self._takes_key = "key" in inspect.signature(job.loss).parameters
         self._average = moving_average(job.ema)
         self._augment = tl.jit(self._augmented)
-        self._whole_step = tl.jit(self._stepped, donate_argnums=0)
+        self._whole_step = tl.jit(self._stepped, donate_argnums=0, static_argnums=6)
         # With shards, what each of them needs is a program of its own, so that its bits are the
         # same however many of them a worker has. To accumulate, the last part alone is in the
         # whole step: a program of all parts would start to send the first gradients once it has
@@ -181,10 +184,12 @@ class Functions:
         shares: list[Share],
         arrays: list[list[tl.Tensor]],
         wish: float = 0.0,
+        with_gradients: bool = False,
     ) -> tuple[dict[str, Any], Told]:
         """The state after the next step, and what all workers are told of it: the loss over the
         whole batch before it, the sum of their wishes, and whether the update was made; and,
-        of its own share alone, whether the loss is finite ("own")."""
+        of its own share alone, whether the loss is finite ("own"). `with_gradients` tells also
+        these, in the order of the parameters, where workers have them whole."""
         wished = tl.asarray(np.float32(wish))
         inputs = [
             (self._key(step, share), tl.asarray(np.asarray(share.weight)), of_share)
@@ -197,7 +202,7 @@ class Functions:
                 for of_share in earlier:
                     partial, _ = self._gradients(state["model"], *of_share)
                     carried = partial if carried is None else self._add(carried, partial)
-                return self._whole_step(state, carried, wished, *last)
+                return self._whole_step(state, carried, wished, *last, with_gradients)
         with communication.entered(None):  # a shard is computed without the other workers
             partials = [self._gradients(state["model"], *of_share) for of_share in inputs]
         counters = partials[0][1]
@@ -206,7 +211,8 @@ class Functions:
             sums = [self._add(a, b) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
         # In an order that is the same for any number of workers, for which each must get all terms.
         total = self._fold(all_gather({**sums[0], "wish": wished}))
-        return self._update(state, total, counters, sums[0]["loss"])
+        state, told = self._update(state, total, counters, sums[0]["loss"])
+        return state, told | ({"gradients": total["gradients"]} if with_gradients else {})
 
     def _key(self, step: int, share: Share) -> tl.Tensor | None:
         if not self._takes_key:
@@ -221,6 +227,7 @@ class Functions:
         key: tl.Tensor | None,
         weight: tl.Tensor,
         arrays: list[tl.Tensor],
+        with_gradients: bool,
     ) -> tuple[dict[str, Any], Told]:
         partial, counters = self._weighted_gradients(state["model"], key, weight, arrays)
         if carried is not None:
@@ -241,7 +248,10 @@ class Functions:
             "wish": all_reduce(wish),
             **kept,
         }
-        return self._updated(state, total, counters, partial["loss"])
+        state, told = self._updated(state, total, counters, partial["loss"])
+        if with_gradients and not self._scatters:
+            told["gradients"] = total["gradients"]
+        return state, told
 
     @property
     def _scatters(self) -> bool:

@@ -129,7 +129,10 @@ class Trainer:
             after an epoch the validation's measures.
         report: a local folder in which the run is recorded, with a page `report.html` to open in a
             browser, also while the run goes on.
-        tensorboard: a folder for TensorBoard: scalars, and in the end histograms of all parameters.
+        tensorboard: a folder for TensorBoard: scalars, the graph of the loss, and in the end
+            histograms of all parameters.
+        histograms_every: with tensorboard, also histograms of parameters and gradients after so
+            many steps, again and again. With shard_optimizer of parameters alone.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
             heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool,
@@ -167,6 +170,7 @@ class Trainer:
         progress: bool | Watcher = True,
         report: str | None = None,
         tensorboard: str | None = None,
+        histograms_every: int | None = None,
         spark: Any = None,
         launch_options: dict[str, Any] | None = None,
     ):
@@ -203,6 +207,10 @@ class Trainer:
         if time_limit is not None:
             check_seconds("time_limit", time_limit)
         check_seconds("first_step_timeout", first_step_timeout)
+        if histograms_every is not None:
+            check_count("histograms_every", histograms_every, 1)
+            if tensorboard is None:
+                raise ValueError("Trainer: histograms_every needs a folder for tensorboard")
         if bucket_bytes is not None:
             check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
@@ -243,6 +251,7 @@ class Trainer:
         self.progress = progress
         self.report = str(report) if report is not None else None
         self.tensorboard = str(tensorboard) if tensorboard is not None else None
+        self.histograms_every = histograms_every
         self.launch_options = checked_options(launch_options)
         self._attempts = Attempts(
             num_workers=num_workers,
@@ -298,6 +307,8 @@ class Trainer:
             self.tensorboard,
             sparkpages.planned(job, self.num_workers, restarts=0),
             self._options(job),
+            self.loss,
+            model,
         ) as watch:
             progress, restarts = self._run(job, model, watch, frame)
             seconds = time.perf_counter() - began
@@ -386,6 +397,8 @@ class Trainer:
             evaluate=self.evaluate,
             validation=validation.arrays if validation is not None else None,
             patience=self.patience,
+            tensorboard=self.tensorboard is not None,
+            histograms_every=self.histograms_every,
         )
         if self.patience is not None and data is not None and validation is None:
             raise ValueError("Trainer.fit: patience needs validation rows")
@@ -415,6 +428,7 @@ class Trainer:
             "counts",
             "validation_counts",
             "skipped_rows",
+            "tensorboard",
             "optimizer",
         )
         chosen = {n: v for n, v in vars(job).items() if n not in hidden and v is not None}

@@ -25,6 +25,7 @@ from .batches import Batch, batches, gathered
 from .checks import DRIFT_STEPS, check_agreement, check_drift, check_sound
 from .collectives import all_gather
 from .dataframes import Reading
+from .details import Details
 from .errors import DistributedError
 from .monitor import MonitorAddress, Reporter
 from .saving import Start
@@ -199,6 +200,7 @@ def _loop(run: Run, start: Start) -> Progress:
     step, state, losses, skipped = start.step, start.state, start.losses, start.skipped
     worker, job, functions, report = run.worker, run.job, run.functions, run.report
     validation = run.validation
+    details = Details(job, report if worker.rank == 0 else None)
     timing = Timing()
     shapes_seen: set[tuple[int, ...]] = set()
     stopped = ""
@@ -218,13 +220,17 @@ def _loop(run: Run, start: Start) -> Progress:
             losses.append(math.nan)
             wish, skipped = 0.0, skipped + 1
         else:
+            wants = details.wants_gradients(step + 1)
             with _naming(step, batch):
-                state, told = functions.step(state, step, batch.shares, arrays, run.wishes.number())
+                state, told = functions.step(
+                    state, step, batch.shares, arrays, run.wishes.number(), wants
+                )
             losses.append(float(told["loss"]))
             wish = float(told["wish"])
             if not (math.isfinite(losses[-1]) and bool(told["made"])):
                 what = _not_finite(worker, losses[-1], bool(told["own"]), step + 1, batch)
                 skipped += _treat(run, what, step, first=skipped == 0)
+            details.after(step + 1, arrays[0], state["model"], told.get("gradients", []))
         step += 1
         stopped = reason_of(wish) if step < job.steps else ""
         done, after = time.perf_counter(), communication.spent()

@@ -7,10 +7,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import numpy as np
-
-import tensorlite as tl
-
 from .monitor import ProgressBar, Record
 from .report import RunReport
 
@@ -40,6 +36,13 @@ class Watch:
         self._watchers.append(watcher)
         self._endings.append(watcher)
 
+    def details(self, found: dict[str, Any]) -> None:
+        """What `Details` tells, for those who show it."""
+        for watcher in self._watchers:
+            tell = getattr(watcher, "details", None)
+            if tell is not None:
+                tell(found)
+
     def warn(self, text: str) -> None:
         """A warning of the run's."""
         for watcher in self._watchers:
@@ -62,6 +65,8 @@ def watching(
     tensorboard: str | None,
     title: str,
     options: dict[str, Any],
+    loss: Callable[..., Any],
+    model: Any,
 ) -> Iterator[Watch]:
     """A watch over one run, as `Trainer` describes its options."""
     watchers: list[Watcher] = []
@@ -78,7 +83,9 @@ def watching(
             watchers.append(page)
             endings.append(page)
         if tensorboard is not None:
-            board = TensorBoard(tensorboard)
+            from .tensorboard import TensorBoard
+
+            board = TensorBoard(tensorboard, loss, model)
             watchers.append(board)
             endings.append(board)
         watch = Watch(watchers, endings)
@@ -88,41 +95,3 @@ def watching(
             watch.close(error)
             raise
         watch.close(None)
-
-
-class TensorBoard:
-    """Writes scalars of each record, and at the end histograms of the parameters.
-
-    Raises:
-        ImportError: tensorboardX is missing.
-    """
-
-    SCALARS = ("loss", "images_per_second", "communication", "hidden_communication")
-
-    def __init__(self, folder: str):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise ImportError(
-                "Trainer: tensorboard needs tensorboardX: pip install 'tensorlite[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(folder)
-        self._step = 0
-
-    def __call__(self, record: Record) -> None:
-        """Write a record's numbers."""
-        self._step = record["step"]
-        for name, value in record.items():
-            if name in self.SCALARS:
-                self._writer.add_scalar(f"training/{name}", value, self._step)
-            elif name.startswith("validation_"):
-                measure = name.removeprefix("validation_")
-                self._writer.add_scalar(f"validation/{measure}", value, self._step)
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        """Write the parameters, and close the file."""
-        if result is not None:
-            model = result.model
-            for name, leaf in zip(tl.tree.paths(model), tl.tree.leaves(model), strict=True):
-                self._writer.add_histogram(name, np.asarray(leaf).astype(np.float32), self._step)
-        self._writer.close()

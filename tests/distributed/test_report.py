@@ -105,11 +105,3 @@ def test_the_page_in_a_browser(tmp_path):
     assert "<b>12 / 12</b>" in page.stdout, page.stderr
     assert page.stdout.count("<polyline") >= 4  # training and validation loss, and two more
     assert "Where each worker's time goes" in page.stdout and "127.0.0.1" in page.stdout
-
-
-def test_tensorboard_gets_scalars_and_parameters(tmp_path):
-    trained(tmp_path / "run", tensorboard=str(tmp_path / "board"))
-    (written,) = (tmp_path / "board").iterdir()
-    content = written.read_bytes()
-    for name in (b"training/loss", b"validation/loss", b"training/images_per_second", b"w"):
-        assert name in content
