@@ -88,3 +88,12 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ValueError(
             f"Trainer: {name} must be a whole number of at least {least}, got {value!r}"
         )
+
+
+def check_mlflow(mlflow: Any) -> None:
+    """Whether to log, or a name."""
+    if not (isinstance(mlflow, bool) or (isinstance(mlflow, str) and mlflow)):
+        raise TypeError(
+            f"Trainer: mlflow is True, False or the name of a run, got {mlflow!r}; the tracking "
+            "URI and the experiment are set by mlflow.set_tracking_uri and mlflow.set_experiment"
+        )

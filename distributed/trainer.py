@@ -27,6 +27,7 @@ from .options import (
     check_balance,
     check_compression,
     check_count,
+    check_mlflow,
     check_seconds,
     check_shards,
     checked_options,
@@ -133,6 +134,10 @@ class Trainer:
             histograms of all parameters.
         histograms_every: with tensorboard, also histograms of parameters and gradients after so
             many steps, again and again. With shard_optimizer of parameters alone.
+        mlflow: True logs the training as a run of MLflow, of the active experiment at the active
+            tracking URI and below the active run, if there is one: the options as parameters, the
+            numbers of records and of validation as metrics, the report and the model as
+            artifacts. A text is the run's name. A server that fails is warned of once.
         spark: the SparkSession; None uses the active one, as `dist.launch` does.
         launch_options: a dict of more options of `dist.launch`: timeout, connect_timeout,
             heartbeat_timeout, slots_timeout, port_range, bind, encrypt, description, pool,
@@ -171,6 +176,7 @@ class Trainer:
         report: str | None = None,
         tensorboard: str | None = None,
         histograms_every: int | None = None,
+        mlflow: bool | str = False,
         spark: Any = None,
         launch_options: dict[str, Any] | None = None,
     ):
@@ -211,6 +217,7 @@ class Trainer:
             check_count("histograms_every", histograms_every, 1)
             if tensorboard is None:
                 raise ValueError("Trainer: histograms_every needs a folder for tensorboard")
+        check_mlflow(mlflow)
         if bucket_bytes is not None:
             check_count("bucket_bytes", bucket_bytes, 1)
         if shards is not None:
@@ -252,6 +259,7 @@ class Trainer:
         self.report = str(report) if report is not None else None
         self.tensorboard = str(tensorboard) if tensorboard is not None else None
         self.histograms_every = histograms_every
+        self.mlflow = mlflow
         self.launch_options = checked_options(launch_options)
         self._attempts = Attempts(
             num_workers=num_workers,
@@ -305,6 +313,7 @@ class Trainer:
             self.progress,
             self.report,
             self.tensorboard,
+            self.mlflow,
             sparkpages.planned(job, self.num_workers, restarts=0),
             self._options(job),
             self.loss,

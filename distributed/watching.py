@@ -1,9 +1,10 @@
 """Who watches a run on the driver: the progress bar, a function of the user's, the report's page,
-TensorBoard."""
+TensorBoard, MLflow."""
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ def watching(
     progress: bool | Watcher,
     report: str | None,
     tensorboard: str | None,
+    mlflow: bool | str,
     title: str,
     options: dict[str, Any],
     loss: Callable[..., Any],
@@ -78,6 +80,8 @@ def watching(
             bar = ProgressBar()
             stack.callback(bar.close)
             watchers.append(bar)
+        if mlflow is not False and report is None:  # MLflow keeps the page
+            report = stack.enter_context(tempfile.TemporaryDirectory())
         if report is not None:
             page = RunReport(report, title, options)
             watchers.append(page)
@@ -88,6 +92,13 @@ def watching(
             board = TensorBoard(tensorboard, loss, model)
             watchers.append(board)
             endings.append(board)
+        if mlflow is not False:
+            from .tracking import MlflowRun
+
+            assert report is not None
+            run = MlflowRun(mlflow if isinstance(mlflow, str) else None, report, options)
+            watchers.append(run)
+            endings.append(run)  # when the page has been written
         watch = Watch(watchers, endings)
         try:
             yield watch

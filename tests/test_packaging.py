@@ -37,6 +37,7 @@ def test_importing_the_engine_imports_nothing_heavy(tmp_path: Path) -> None:
         "pyarrow",
         "scipy",
         "sklearn",
+        "shtab",
         "tensorlite.distributed",
     }
     assert not imported & heavy
