@@ -69,7 +69,7 @@ example:
 """
 )
 _BUILD = """\
-Programs that are compiled ahead of time are found by every process that uses this device.
+A process with TENSORLITE_OPENCL_KERNELS=FOLDER takes its programs from there and compiles none.
 
 example:
   tensorlite kernels build kernels --device opencl:0
