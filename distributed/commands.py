@@ -15,6 +15,7 @@ import tensorlite as tl
 from tensorlite import nn, optim, random
 from tensorlite.data import ArrayDataset
 
+from .errors import DistributedError
 from .objectives import CrossEntropy, loss_of
 from .report import PAGE, page
 from .trainer import Trainer
@@ -63,6 +64,8 @@ def add_commands(commands: Any, added: Added, named: Named) -> None:
     train.add_argument("--device", default="auto", help="default: %(default)s, the CPU")
     train.add_argument("--checkpoint", metavar="FOLDER", help="goes on from the newest there")
     train.add_argument("--report", metavar="FOLDER", help="where to keep a page about the run")
+    train.add_argument("--tensorboard", metavar="FOLDER", help="where to write for TensorBoard")
+    train.add_argument("--mlflow", metavar="NAME", help="log a run of MLflow of this name")
     train.add_argument("--out", metavar="FILE", help=".safetensors or .npz of the trained network")
     train.add_argument("--seed", type=int, default=0)
     report = added(commands, "report", "write the page of a run", _report, _REPORT)
@@ -86,9 +89,15 @@ def _train(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         checkpoint=arguments.checkpoint,
         report=arguments.report,
+        tensorboard=arguments.tensorboard,
+        mlflow=arguments.mlflow or False,
         seed=arguments.seed,
     )
-    result = trainer.fit(network, training, epochs=arguments.epochs, validation=held)
+    try:
+        result = trainer.fit(network, training, epochs=arguments.epochs, validation=held)
+    except DistributedError as error:  # with the worker's own traceback, where one failed
+        print(f"tensorlite train: {error}", file=sys.stderr)
+        return 1
     summary, history = result.summary, result.history
     print(
         f"{summary['steps']} steps in {summary['seconds']:.1f} s, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Any
 
@@ -41,6 +42,7 @@ _TRAINING_DEFAULTS: dict[str, Any] = _DEFAULTS | {
     "numWorkers": 1,
     "seed": 0,
     "progress": True,
+    "mlflow": False,
 }
 
 
@@ -226,6 +228,9 @@ class _Trained(Estimator[Any], TrainingParams, MLReadable[Any], MLWritable):
             checkpoint_every=_optional(self, "checkpointEvery"),
             seed=self.getSeed(),
             progress=self.getOrDefault("progress"),
+            report=_of_this_fit(_optional(self, "reportDir")),
+            tensorboard=_of_this_fit(_optional(self, "tensorboardDir")),
+            mlflow=self.getOrDefault("mlflow"),
             spark=dataset.sparkSession,
         )
         result = trainer.fit(network, self._data(dataset), epochs=self.getOrDefault("epochs"))
@@ -373,3 +378,10 @@ def _planar(instance: Params) -> Shape | None:
 def _optional(instance: Params, name: str) -> Any:
     """A Param's value, or None where it has none."""
     return instance.getOrDefault(name) if instance.isDefined(name) else None
+
+
+def _of_this_fit(folder: str | None) -> str | None:
+    """A folder below `folder` for one fit: a search makes many of them."""
+    if folder is None:
+        return None
+    return f"{folder}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"

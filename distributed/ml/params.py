@@ -179,6 +179,19 @@ class TrainingParams(
     )
     checkpointEvery = _param("checkpointEvery", "steps from checkpoint to checkpoint", _at_least(1))
     progress = _param("progress", "show a progress bar", TypeConverters.toBoolean)
+    reportDir = _param(
+        "reportDir",
+        "local folder below which each fit keeps a page about itself, in a folder of its own",
+        TypeConverters.toString,
+    )
+    tensorboardDir = _param(
+        "tensorboardDir",
+        "local folder below which each fit writes for TensorBoard, in a folder of its own",
+        TypeConverters.toString,
+    )
+    mlflow = _param(
+        "mlflow", "log each fit as a run of MLflow, below the active one", TypeConverters.toBoolean
+    )
 
 
 def check_names(instance: Params, given: dict[str, Any]) -> None:

@@ -44,13 +44,24 @@ def place(tmp_path, monkeypatch):
 def test_train_and_report(place, capsys):
     command = ["train", "some_networks:Net", "--data", "data.npz", "--epochs", "30"]
     options = ["--learning-rate", "0.05", "--report", "run", "--out", "net.safetensors"]
-    assert cli.main([*command, *options]) == 0
+    assert cli.main([*command, *options, "--tensorboard", "board"]) == 0
+    assert any(path.name.startswith("events.") for path in pathlib.Path("board").iterdir())
     out, shown = capsys.readouterr()
     assert "270 images to train on, 30 held out" in shown and "step 90/90" in shown
     assert float(out.partition("accuracy ")[2].partition("%")[0]) > 90
     assert tl.load("net.safetensors")["head.weight"].shape == (12, 3)
     assert cli.main(["report", "run", "--out", "page.html"]) == 0
     assert pathlib.Path("page.html").read_text() == pathlib.Path("run/report.html").read_text()
+
+
+def test_a_worker_that_fails_is_told_without_a_traceback_of_the_command(place, capsys, monkeypatch):
+    def fit(*args, **options):
+        raise dist.WorkerError(dist.errors.Failure(1, "h", "error", "KeyError", "'colour'"))
+
+    monkeypatch.setattr(dist.Trainer, "fit", fit)
+    assert cli.main(["train", "some_networks:Net", "--data", "data.npz", "--workers", "2"]) == 1
+    told = capsys.readouterr().err
+    assert "tensorlite train: rank 1 (host h) raised KeyError: 'colour'" in told
 
 
 @pytest.mark.parametrize(
