@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tensorlite as tl
+import tensorlite.distributed as dist
 from tensorlite import cli
 
 MODEL = """

@@ -179,7 +179,11 @@ def test_validation_weights_and_warm_start(images, spark, tmp_path):
     assert weighted.history["validation_accuracy"][-1] > 0.8
     assert weighted.history["loss"][0] < 2 * plain.history["loss"][0]  # by 7 without the mean
     plain.write().save(str(tmp_path / "saved"))
-    warm = classifier(numWorkers=0, initialModel=str(tmp_path / "saved"), epochs=1).fit(images)
+    watched = {"reportDir": str(tmp_path / "page"), "tensorboardDir": str(tmp_path / "board")}
+    starting = classifier(numWorkers=0, initialModel=str(tmp_path / "saved"), epochs=1, **watched)
+    warm = starting.fit(images)
+    assert len(list(tmp_path.glob("page/*/report.html"))) == 1
+    assert len(list(tmp_path.glob("board/*/events.*"))) == 1
     assert warm.history["loss"][0] < 0.6 < plain.history["loss"][0]
 
 
