@@ -65,6 +65,25 @@ def _kernel(shape: Sizes, groups: int) -> tuple[Sizes, Sizes]:
     return (groups, each, *dims), (each, 1, *strides)
 
 
+def _check_windows(draft: Draft, window: Window, spatial: Sizes, dtype: np.dtype[Any]) -> None:
+    """Leave to NumPy what oneDNN 3.2 crashes on where a processor has AMX: 16-bit images, and
+    windows that lie beside them, with no cell inside."""
+    if dtype == dtypes.float32:
+        return
+    for size, step, stride, (before, _), pixels, count in zip(
+        window.sizes,
+        window.dilation,
+        window.strides,
+        window.padding,
+        spatial,
+        window.positions(spatial),
+        strict=True,
+    ):
+        cells = np.arange(count)[:, None] * stride - before + np.arange(size) * step
+        if not ((cells >= 0) & (cells < pixels)).any(axis=1).all():
+            raise draft.unsupported("windows that lie in the padding")
+
+
 def _work(*, images: Aval, kernel: Aval) -> int:
     """The multiplications of a convolution that gives, or is given, `images` after the kernel."""
     return images.size * (kernel.size // kernel.shape[-1])
@@ -79,6 +98,7 @@ def _(
     epilogue: Epilogue,
 ) -> None:
     x, w, y = in_avals[0], in_avals[1], out_avals[0]
+    _check_windows(draft, params["window"], x.shape[1:-1], x.dtype)
     if small_images.suits(x, y, params["window"]):
         small_images.plan_conv(draft, x, w, y, params["window"], epilogue)
         return
