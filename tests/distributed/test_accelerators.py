@@ -109,10 +109,10 @@ def test_a_resource_profile_for_the_workers_alone(tmp_path):
     script = f"echo '{addresses('cpu')}'\n"
     settings = offering(script, tmp_path) | {"spark.executor.cores": "2"}
     with spark_local_cluster(workers=1, cores=2, **settings) as session:
-        with pytest.raises(dist.SlotsError, match="has 1 slots for tasks of spark.task.cpus=1"):
-            dist.launch(lambda worker: 0, num_workers=2, slots_timeout=2)
         options = {"num_workers": 2, "resources": wanting(0.5)}
         assert dist.launch(lambda worker: worker.resources["accel"], **options) == [("cpu",)] * 2
+        with pytest.raises(dist.SlotsError, match="has 1 slots for tasks of spark.task.cpus=1"):
+            dist.launch(lambda worker: 0, num_workers=2, slots_timeout=2)
         frame = session.range(10)
         counts = dist.launch(
             lambda worker, batches: sum(batch.num_rows for batch in batches), data=frame, **options
