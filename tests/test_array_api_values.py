@@ -234,6 +234,10 @@ def test_reductions(name: str, data: Any) -> None:
         kwargs["correction"] = data.draw(st.sampled_from([0.0, 0.5]))
     if name in {"sum", "prod"} and x.dtype != np.bool_ and data.draw(st.booleans()):
         kwargs["dtype"] = data.draw(st.sampled_from([tl.float32, tl.float64]))
+    if name == "prod" and ("dtype" in kwargs or dtype in FLOATS):
+        # What overflows before it meets a zero is NaN, and the order is open.
+        x = np.minimum(x, x.dtype.type(2))
+        x = x if x.dtype.kind == "u" else np.maximum(x, x.dtype.type(-2))
     check(name, x, rtol=1e-13, **kwargs)
 
 
