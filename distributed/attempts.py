@@ -57,6 +57,7 @@ class Attempts:
         with self._listening(context, heard) as monitor:
             while True:
                 heard.begin()
+                self._ask_nobody(monitor)
                 left = job
                 if job.time_limit is not None:
                     rest = max(job.time_limit - (time.monotonic() - began), 0.0)
@@ -71,7 +72,6 @@ class Attempts:
                 if monitor is None or not executors or is_over:
                     return progress, restarts.count
                 restarts.elsewhere(executors, heard)
-                monitor.go_on()
 
     def _attempt(
         self,
@@ -98,6 +98,14 @@ class Attempts:
             **options,
         )[0]
         return progress
+
+    def _ask_nobody(self, monitor: Monitor | None) -> None:
+        """Take back what an executor that leaves has asked for: an attempt that was to end for it
+        may have failed before. What `stop` asks for stays, also if it comes at this moment."""
+        if monitor is not None:
+            monitor.go_on()
+            if self.stopping.is_set():
+                monitor.stop()
 
     def _leaving(self, context: Any, job: Job, monitor: Monitor | None) -> Any:
         """Notices executors that are taken away, which ends an attempt that can go on elsewhere."""
