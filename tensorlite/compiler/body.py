@@ -181,6 +181,8 @@ class Body:
         else:
             step = 1
             for i, n in zip(reversed(place.indices(self)), reversed(place.shape), strict=True):
+                if self._guard is not None:  # a gather has none, and may be anywhere
+                    i = self.clamp(i, n)
                 if isinstance(i, Affine):
                     base = base.plus(i.times(step))
                 else:
@@ -193,9 +195,14 @@ class Body:
 
     def guarded(self, guard: Scalar | bool, atom: Atom, place: Place) -> Scalar:
         """`atom` at a place that may lie outside of it, unless `guard` holds; it is anything there.
-        Loads are not done then, and give 0."""
+        Loads are not done then, and give 0. Without guards the nearest element is read."""
+        if not self.guards:
+            indices = zip(place.indices(self), place.shape, strict=True)
+            inner = [self.clamp(index, size) for index, size in indices]
+            return self.value(atom, Place(place.shape, inner))
         outer = self._guard
-        self._guard = guard if isinstance(guard, Scalar) else None
+        held = guard if outer is None else self.both(outer, guard)
+        self._guard = held if isinstance(held, Scalar) else outer
         value = self.value(atom, place)
         self._guard = outer
         return value
@@ -302,7 +309,9 @@ class Body:
             with contextlib.suppress(Split):
                 if parts := self.axes.divide(index, by):
                     return parts
-        most = self.span(index)[1]
+        least, most = self.span(index)
+        if least < 0 and self._guard is not None:
+            index = self.clamp(index, most + 1)
         value, divisor = self.scalar(index), self.constant(by, dtypes.int64)
         quotient = self.apply("floor_divide", value, divisor)
         remainder = self.apply("remainder", value, divisor)
@@ -345,12 +354,15 @@ class Body:
         least, most = self.span(index)
         if least >= 0 and most < size:
             return index
+        low, high = min(max(least, 0), size - 1), max(min(most, size - 1), 0)
+        if low == high:
+            return Affine((), int(low))
         value = self.scalar(index)
         if least < 0:
             value = self.apply("max", value, self.constant(0, dtypes.int64))
         if most >= size:
             value = self.apply("min", value, self.constant(size - 1, dtypes.int64))
-        return self._known(value, max(least, 0), min(most, size - 1))
+        return self._known(value, low, high)
 
     def span(self, index: Index) -> tuple[float, float]:
         """The least and the largest value that the index may have."""

@@ -92,19 +92,21 @@ def _(body: Body, eqn: Equation, place: Place, *, axes: Any) -> Scalar:
 def _(body: Body, eqn: Equation, place: Place, *, config: Any, value: Any) -> Scalar:
     x = eqn.inputs[0]
     source: list[Index] = []
-    inside: list[Scalar | bool] = []
+    checks: list[Scalar | bool] = []
     sizes = zip(place.indices(body), x.aval.shape, config, strict=True)
     for i, n, (low, _, interior) in sizes:
         index = body.plus(i, -low)
         extent = n + max(n - 1, 0) * interior
-        inside.append(body.within(index, 0, extent))
-        index = body.clamp(index, extent)
+        checks.append(body.within(index, 0, extent))
         if interior:
-            index, rest = body.divide(index, interior + 1)
-            inside.append(body.within(rest, 0, 1))
-        source.append(index)
-    element = body.value(x, Place(x.aval.shape, source))
-    return body.choose(body.both(*inside), element, body.constant(value, x.aval.dtype))
+            index, rest = body.divide(body.clamp(index, extent), interior + 1)
+            checks.append(body.within(rest, 0, 1))
+        source.append(ZERO if n == 1 else index)
+    inside = body.both(*checks)
+    padding = body.constant(value, x.aval.dtype)
+    if inside is False:
+        return padding
+    return body.choose(inside, body.guarded(inside, x, Place(x.aval.shape, source)), padding)
 
 
 @_view(concat_p)
@@ -115,10 +117,12 @@ def _(body: Body, eqn: Equation, place: Place, *, axis: int) -> Scalar:
         size = x.aval.shape[axis]
         start, stop = end - size, end
         end = start
-        if not size or body.within(indices[axis], start, stop) is False:
+        inside = body.within(indices[axis], start, stop)
+        if not size or inside is False:
             continue
-        index = body.clamp(body.plus(indices[axis], -start), size)
-        value = body.value(x, Place(x.aval.shape, [*indices[:axis], index, *indices[axis + 1 :]]))
+        index = ZERO if size == 1 else body.plus(indices[axis], -start)
+        at = Place(x.aval.shape, [*indices[:axis], index, *indices[axis + 1 :]])
+        value = body.guarded(inside, x, at)
         # Whether the place lies behind this part was decided before; is it in front of its end?
         before = body.within(indices[axis], -math.inf, stop)
         result = value if result is None else body.choose(before, value, result)

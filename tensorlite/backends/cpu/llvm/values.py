@@ -237,6 +237,10 @@ class Values:
             value = self._load_if(self._scalar(guard, copy), number, offset)
             return self._splat(value, kind) if plan.is_vector(position) else value
         mask, mask_kind = self._vector(guard, copy), vector("i1", plan.lanes)
+        if not plan.is_vector(guard):
+            # A masked load is slow where there is no memory, even if it reads nothing.
+            held = self._scalar(guard, copy)
+            offset = function.value(f"select i1 {held}, i64 {offset}, i64 0")
         tail = self.mask if copy == self.copies - 1 else None
         if tail is not None:
             mask = function.value(f"and {mask_kind} {mask}, {tail}")
