@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+import tensorlite as tl
 from tensorlite import bench, cli, random
 from tensorlite.threads import get_num_threads
 
@@ -104,7 +105,8 @@ def test_parts_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_opencl_device(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pyopencl")
+    if len(tl.devices()) == 1:
+        pytest.skip("there is no OpenCL device here")
     assert cli.main(["bench", "--device", "opencl:0", "--only", "products"]) == 0
     head, *_, line = capsys.readouterr().out.splitlines()
     assert head.startswith("opencl:0: ") and "threads" not in head

@@ -17,6 +17,7 @@ import functools
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -89,8 +90,10 @@ def problems() -> tuple[str, ...]:
 
 def why_none() -> str:
     """Why there are no devices, and what to do."""
-    reasons = _import_problem or "; ".join(problems()) or "no OpenCL driver was found"
-    return f'{reasons}; pip install "tensorlite[opencl]" brings PyOpenCL and a driver for the CPU'
+    if problems():
+        return "; ".join(problems())
+    reason = _import_problem or "no OpenCL driver was found"
+    return f'{reason}; pip install "tensorlite[opencl]" brings PyOpenCL and a driver for the CPU'
 
 
 class _Survey(NamedTuple):
@@ -146,9 +149,29 @@ def _seen(device: Any, problems: list[str]) -> tuple[Any, Any, Traits] | None:
         problems.append(f"{name} is not available now")
         return None
     traits = _traits(device)
+    if traits.kind == "cpu" and device.compiler_available and (said := _refusal(device)):
+        problems.append(
+            f"the compiler of {name} ({device.platform.name.strip()}) does not work on this "
+            f"processor: {said}. Another driver may, e.g. that which pip install intel-opencl-rt brings"
+        )
+        return None
     platform = device.platform
     rank = (_KINDS.index(traits.kind), platform.name, platform.version, device.name)
     return rank, device, traits
+
+
+def _refusal(device: Any) -> str:
+    """What a compiler says that cannot compile anything: one that is older than the processor may
+    not know it."""
+    program = cl.Program(cl.Context([device]), "__kernel void nothing(void) {}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that PyOpenCL keeps no copy of it
+            program.compile()
+    except cl.Error as error:
+        log = program.get_build_info(device, cl.program_build_info.LOG)
+        return str(next(iter(log.splitlines()), error))
+    return ""
 
 
 def _traits(device: Any) -> Traits:
@@ -198,7 +221,7 @@ def find(name: str) -> Found:
         )
     everything = find_all()
     if not everything:
-        raise ValueError(f"there is no device {name!r}: {why_none()}")
+        raise ValueError(f"there is no device {name!r}; this machine has cpu only: {why_none()}")
     number, parts, part = (int(text) if text else None for text in match.groups())
     if (number or 0) >= len(everything):
         known = ", ".join(["cpu", *[found.name for found in everything]])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tensorlite as tl
 from tensorlite.compiler.loops import Nest
 
 Run = Callable[[Nest, Sequence[np.ndarray], Sequence[np.ndarray]], None]
@@ -31,21 +33,17 @@ def in_opencl(**changes: Any) -> Run:
     return run
 
 
-def _needs(module: str) -> Any:
-    try:
-        __import__(module)
-    except ImportError:
-        return pytest.mark.skip(reason=f"{module} is not installed")
-    return ()
+needs_llvm = pytest.mark.skipif(not find_spec("llvmlite"), reason="llvmlite is not installed")
+needs_opencl = pytest.mark.skipif(len(tl.devices()) == 1, reason="there is no OpenCL device here")
 
 
 RUNNERS = [
-    pytest.param(in_llvm, id="llvm", marks=_needs("llvmlite")),
-    pytest.param(in_opencl(), id="opencl", marks=_needs("pyopencl")),
+    pytest.param(in_llvm, id="llvm", marks=needs_llvm),
+    pytest.param(in_opencl(), id="opencl", marks=needs_opencl),
     pytest.param(
         in_opencl(kind="gpu", vector=1, max_work_group=64),
         id="opencl-gpu",
-        marks=_needs("pyopencl"),
+        marks=needs_opencl,
     ),
 ]
 each = pytest.mark.parametrize("run_nest", RUNNERS)

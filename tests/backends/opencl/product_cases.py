@@ -6,9 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
-
-pytest.importorskip("pyopencl")
 
 from tensorlite import dtypes
 from tensorlite.backends.opencl import products

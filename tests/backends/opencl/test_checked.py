@@ -11,8 +11,6 @@ import pytest
 import tensorlite as tl
 from tensorlite import nn
 
-pytest.importorskip("pyopencl")
-
 
 def numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)

@@ -11,8 +11,6 @@ import tensorlite as tl
 from tensorlite import collective, communication
 from tests.worlds import Mirror
 
-pytest.importorskip("pyopencl")
-
 
 def step(weights: Any, x: Any) -> Any:
     def loss(weights: Any) -> Any:

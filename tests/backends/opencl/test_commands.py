@@ -7,8 +7,6 @@ import pathlib
 
 import pytest
 
-pytest.importorskip("pyopencl")
-
 import tensorlite as tl
 from tensorlite import cli
 from tensorlite.backends.opencl import runtime

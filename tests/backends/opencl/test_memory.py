@@ -7,16 +7,15 @@ import threading
 from typing import Any
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
 import tensorlite as tl
 from tensorlite import dtypes
-
-cl = pytest.importorskip("pyopencl")
-from tensorlite.backends.opencl import memory  # noqa: E402
-from tensorlite.backends.opencl.kernels import Kernel  # noqa: E402
-from tensorlite.backends.opencl.pool import DeviceMemoryError, Pool, limit_of  # noqa: E402
-from tensorlite.backends.opencl.runtime import (  # noqa: E402
+from tensorlite.backends.opencl import memory
+from tensorlite.backends.opencl.kernels import Kernel
+from tensorlite.backends.opencl.pool import DeviceMemoryError, Pool, limit_of
+from tensorlite.backends.opencl.runtime import (
     DeviceError,
     Runtime,
     memory_statistics,

@@ -9,8 +9,6 @@ import pytest
 
 from benchmarks.models import definitions, in_tensorlite
 
-pytest.importorskip("pyopencl")
-
 BATCH, STEPS = 4, 3
 
 

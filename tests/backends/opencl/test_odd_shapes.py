@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 import tensorlite as tl
 from tensorlite import dtypes, nn, random
 
-pytest.importorskip("pyopencl")
-
 SIDES = st.sampled_from([0, 1, 1, 2, 3, 5, 7, 13, 17, 31, 61, 127, 257])
 MOST = 30_000  # elements
 Function = Callable[..., Any]

@@ -18,8 +18,6 @@ from tensorlite.device import get_device
 from tests.ops.sampling import Sample, strategy_of
 from tests.ops.test_rules import NAMES, as_tuple
 
-pytest.importorskip("pyopencl")
-
 # Its results differ between libraries in ways that do not matter, or lie on the CPU by contract.
 APART = {"eigh", "svd", "qr"}
 

@@ -12,12 +12,11 @@ import time
 from typing import Any
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
-cl = pytest.importorskip("pyopencl")
-
-from tensorlite.backends import cache  # noqa: E402
-from tensorlite.backends.opencl import runtime  # noqa: E402
+from tensorlite.backends import cache
+from tensorlite.backends.opencl import runtime
 
 # What every process below begins with. It says when it compiles, and can be told to die by
 # SIGKILL in the middle of writing what it has compiled.

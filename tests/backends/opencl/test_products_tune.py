@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("pyopencl")
-
 from tensorlite import dtypes
 from tensorlite.backends.opencl import products
 from tensorlite.backends.opencl.products import choices

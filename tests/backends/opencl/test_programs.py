@@ -13,8 +13,6 @@ import pytest
 
 import tensorlite as tl
 from tensorlite import cli
-
-pytest.importorskip("pyopencl")
 from tensorlite.backends.opencl.kernels import Kernel
 from tensorlite.backends.opencl.programs import BuildError, Programs
 from tensorlite.backends.opencl.runtime import runtime

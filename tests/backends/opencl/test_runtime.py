@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
 import tensorlite as tl
 from tensorlite import observe
-
-cl = pytest.importorskip("pyopencl")
-from tensorlite.backends.opencl import runtime  # noqa: E402
-from tensorlite.backends.opencl.kernels import Kernel  # noqa: E402
+from tensorlite.backends.opencl import runtime
+from tensorlite.backends.opencl.kernels import Kernel
 
 
 def run(program: str, **environment: str) -> str:

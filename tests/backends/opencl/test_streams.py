@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-
-pytest.importorskip("pyopencl")
 
 import tensorlite as tl
 from tensorlite.backends.opencl.render.analysis import STREAMED

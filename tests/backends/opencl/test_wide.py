@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
-
-pytest.importorskip("pyopencl")
-
 import pyopencl as cl
+import pytest
 
 from tensorlite import dtypes
 from tensorlite.backends.opencl import memory
