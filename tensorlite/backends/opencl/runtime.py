@@ -139,7 +139,8 @@ def _seen(device: Any, problems: list[str]) -> tuple[Any, Any, Traits] | None:
     """The rank of a device among all, the device, and its traits; None if it cannot be used."""
     name = device.name.strip()
     # Some devices, such as FPGAs, run only what was compiled ahead of time.
-    if not (device.compiler_available or os.environ.get("TENSORLITE_OPENCL_KERNELS")):
+    compiled = os.environ.get("TENSORLITE_OPENCL_KERNELS")
+    if not (device.compiler_available or compiled):
         problems.append(
             f"{name} has no compiler: set TENSORLITE_OPENCL_KERNELS to a folder of kernels that "
             "were compiled ahead of time"
@@ -149,10 +150,10 @@ def _seen(device: Any, problems: list[str]) -> tuple[Any, Any, Traits] | None:
         problems.append(f"{name} is not available now")
         return None
     traits = _traits(device)
-    if traits.kind == "cpu" and device.compiler_available and (said := _refusal(device)):
+    if traits.kind == "cpu" and not compiled and (said := _refusal(device)):
         problems.append(
             f"the compiler of {name} ({device.platform.name.strip()}) does not work on this "
-            f"processor: {said}. Another driver may, e.g. that which pip install intel-opencl-rt brings"
+            f"processor: {said}. Install a newer one, of PoCL or Intel"
         )
         return None
     platform = device.platform
