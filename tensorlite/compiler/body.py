@@ -310,9 +310,9 @@ class Body:
                 if parts := self.axes.divide(index, by):
                     return parts
         least, most = self.span(index)
-        if least < 0 and self._guard is not None:
-            index = self.clamp(index, most + 1)
         value, divisor = self.scalar(index), self.constant(by, dtypes.int64)
+        if least < 0 and self._guard is not None:  # outside of what is read
+            value, most = self.apply("max", value, self.constant(0, dtypes.int64)), max(most, 0)
         quotient = self.apply("floor_divide", value, divisor)
         remainder = self.apply("remainder", value, divisor)
         return (
