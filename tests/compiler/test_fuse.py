@@ -40,10 +40,10 @@ def leaves(args: Any) -> list[tl.Tensor]:
     return [tl.asarray(x) for x in tl.tree.leaves(args)]
 
 
-def assert_same(f: Any, *args: Any, rtol: float = 1e-10) -> Graph:
+def assert_same(f: Any, *args: Any, rtol: float = 1e-10, guards: bool = False) -> Graph:
     """The fused graph of `f` computes what NumPy does, equation by equation."""
     graph = inline(tl.make_graph(f)(*args), {})
-    result = fuse(simplify(graph))
+    result = fuse(simplify(graph), guards=guards)
     expected = nests.run_graph(graph, *leaves(args))
     for value, wanted in zip(nests.run_graph(result, *leaves(args)), expected, strict=True):
         assert value.dtype == wanted.dtype and value.shape == wanted.shape
@@ -56,10 +56,10 @@ def assert_same(f: Any, *args: Any, rtol: float = 1e-10) -> Graph:
 
 
 @settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 25))
-def test_random_graphs_compute_the_same(seed: int, steps: int) -> None:
+@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 25), guards=st.booleans())
+def test_random_graphs_compute_the_same(seed: int, steps: int, guards: bool) -> None:
     args = random_graphs.arguments(random.Random(seed), 3)
-    assert_same(random_graphs.function(seed, steps), *args)
+    assert_same(random_graphs.function(seed, steps), *args, guards=guards)
 
 
 # ---- every primitive, and what is made of them ---------------------------------------------------
@@ -211,6 +211,23 @@ def test_nothing_is_computed_twice_where_reading_it_is_cheaper() -> None:
     wide = np.broadcast_to(IMAGES[:1], (2000, 12, 12, 32)).copy()
     graph = fused(f, wide, wide, wide)
     assert count(graph) == 2, graph
+
+
+def test_the_gradients_of_parts_are_put_together_without_gathers() -> None:
+    x = np.ones((4, 6, 30))
+
+    def unstacked(x: tl.Tensor) -> tl.Tensor:
+        heads = tl.permute_dims(x.reshape(4, 6, 3, 2, 5), (2, 0, 3, 1, 4))
+        return tl.sum(tl.multiply(*tl.unstack(heads, axis=0)[:2]))
+
+    def sliced(x: tl.Tensor) -> tl.Tensor:
+        parts = [x[..., first : first + 10].reshape(4, 6, 2, 5) for first in (0, 10, 20)]
+        return tl.sum(parts[0] * parts[1] * parts[2])
+
+    for f in (unstacked, sliced):
+        result = assert_same(tl.grad(f), x, guards=True)
+        written = [eqn.params["nest"] for eqn in result.equations if eqn.prim is nest_p]
+        assert written and not any(i.op == "gather" for nest in written for i in nest.body)
 
 
 def test_a_checkpoint_still_computes_a_second_time() -> None:
